@@ -1,0 +1,92 @@
+"""The error tree of Nexus Proxy.
+
+    NexusError
+    ├── ConfigError           an operator's file, option or environment variable is wrong: names file, line, key and mend
+    ├── ProtocolError
+    │   ├── LocalProtocolError    our own code asked for something the protocol forbids: a bug of ours
+    │   └── RemoteProtocolError   the other side sent something the protocol forbids
+    ├── AuthError             a token, or a claim in it, is refused
+    ├── TokenProviderError    the backend client could not obtain a token
+    ├── RejectedError         the hub refused this backend
+    ├── NoBackend             no backend serves the route key
+    └── TlsFileError          a certificate or key file cannot be used
+
+Bytes that are merely incomplete are never an error: parsers answer "need more" as a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class NexusError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in a configuration: where it is, what is wrong, and what mends it.
+
+    ``line`` counts from 1; 0 means the whole file, an option or the environment. ``key`` is the dotted path of the key
+    (``peers[2]``, ``peekTimeouts.firstByteSeconds``), empty for the whole document.
+    """
+
+    source: str
+    line: int
+    key: str
+    what: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        """``server.yaml:12: relayPorts: what is wrong; mend``."""
+        where = f"{self.source}:{self.line}" if self.line else self.source
+        parts = [where, *([self.key] if self.key else []), self.what]
+        return ": ".join(parts) + (f"; {self.mend}" if self.mend else "")
+
+
+class ConfigError(NexusError):
+    """A configuration cannot be used; ``problems`` holds every mistake found, in file order."""
+
+    def __init__(self, *problems: Problem) -> None:
+        """Take at least one problem."""
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        """One line per problem."""
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class ProtocolError(NexusError):
+    """The wire protocol was violated."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our own code asked for something the protocol forbids."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side sent something the protocol forbids."""
+
+
+class AuthError(NexusError):
+    """A token or a claim is refused.
+
+    ``str(error)`` may be shown to the refused side: it never contains a secret, a nonce or the token.
+    """
+
+
+class TokenProviderError(NexusError):
+    """The backend client could not obtain a token; ``str(error)`` holds no token and no secret."""
+
+
+class RejectedError(NexusError):
+    """The hub refused this backend (WebSocket close code 1008, or an HTTP status other than 101)."""
+
+
+class NoBackend(NexusError):  # noqa: N818 — the glossary's word for the outcome
+    """No backend serves the route key."""
+
+
+class TlsFileError(NexusError):
+    """A certificate or key file cannot be read, parsed, or does not match its pair."""
