@@ -1,14 +1,14 @@
 """The error tree of Nexus Proxy.
 
     NexusError
-    ├── ConfigError           an operator's file, option or environment variable is wrong: names file, line, key and mend
+    ├── ConfigError           an operator's file, option or variable is wrong: names file, line, key and mend
     ├── ProtocolError
     │   ├── LocalProtocolError    our own code asked for something the protocol forbids: a bug of ours
     │   └── RemoteProtocolError   the other side sent something the protocol forbids
     ├── AuthError             a token, or a claim in it, is refused
     ├── TokenProviderError    the backend client could not obtain a token
     ├── RejectedError         the hub refused this backend
-    ├── NoBackend             no backend serves the route key
+    ├── StreamReset           a stream broke before its orderly end
     └── TlsFileError          a certificate or key file cannot be used
 
 Bytes that are merely incomplete are never an error: parsers answer "need more" as a value.
@@ -84,9 +84,9 @@ class RejectedError(NexusError):
     """The hub refused this backend (WebSocket close code 1008, or an HTTP status other than 101)."""
 
 
-class NoBackend(NexusError):  # noqa: N818 — the glossary's word for the outcome
-    """No backend serves the route key."""
-
-
 class TlsFileError(NexusError):
     """A certificate or key file cannot be read, parsed, or does not match its pair."""
+
+
+class StreamReset(NexusError):  # noqa: N818 — the glossary's word for the outcome
+    """A stream broke before its orderly end: bytes may be missing."""

@@ -1,0 +1,202 @@
+"""The client's role in a session: streams that the hub announces are dialled and forwarded, or handed to a handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from backend_client.connection import Connection, StreamInfo
+from backend_client.mapping import PortMap, route
+from nexus.errors import NexusError
+from nexus.link.connection import Link, LinkEnd
+from nexus.link.endpoint import SocketEndpoint
+from nexus.link.session import EventHandlers, Session
+from nexus.link.stream import Stream
+from nexus.protocol.constants import CREDITS_INITIAL, DIAL_TIMEOUT_S, FEATURE_DRAIN, FEATURES, NIL_STREAM_ID
+from nexus.protocol.messages import Control, credit_message, serialize_control, simple_message
+from nexus.protocol.reasons import Reason
+from nexus.protocol.window import ReceiveWindow, SendWindow
+
+_log = logging.getLogger("nexus.client")
+
+Handler = Callable[[Connection], Awaitable[None]]
+ACCEPTANCE_PING: Final = b"accepted?"
+# While draining, a stream on which nothing moved for so long is not waited for.
+DRAIN_IDLE_S: Final = 1.0
+_DRAIN_POLL_S: Final = 0.1
+
+
+class Forwarder:
+    """Gives streams their endpoints: the handler where one is set, else the target of the port map."""
+
+    def __init__(self, ports: PortMap, handler: Handler | None, window: int = CREDITS_INITIAL) -> None:
+        """Take the routes to local services; ``window`` is granted to the hub for each stream, in messages."""
+        self.ports = ports
+        self.handler = handler
+        self.window = window
+        self.dial_failures = 0
+        self.streams_total = 0
+
+    async def serve(self, stream: Stream, info: StreamInfo) -> None:
+        """Connect ``stream`` with its endpoint; every failure ends the stream visibly and never escapes."""
+        if self.handler is not None:
+            await self._handle(self.handler, stream, info)
+            return
+        target = route(self.ports, info.port, info.hostname)
+        if target is None:
+            self._fail(stream, f"no port mapping for port {info.port} and {info.hostname!r}")
+            return
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                _, endpoint = await asyncio.get_running_loop().create_connection(
+                    lambda: SocketEndpoint(stream), target.host, target.port
+                )
+        except OSError as error:  # TimeoutError is one
+            self._fail(stream, f"cannot reach {target}: {error or 'no answer'}")
+            return
+        stream.attach(endpoint)
+
+    def _fail(self, stream: Stream, why: str) -> None:
+        self.dial_failures += 1
+        _log.warning("%s", why)
+        stream.close(Reason.DIAL_FAILED)
+
+    async def _handle(self, handler: Handler, stream: Stream, info: StreamInfo) -> None:
+        connection = Connection(stream, info)
+        stream.attach(connection.endpoint())
+        try:
+            await handler(connection)
+        except NexusError as error:
+            _log.debug("a stream for %s broke: %s", info.hostname, error)
+            connection.abort()
+        except Exception:  # the handler is not ours: its failure ends its stream, not the session
+            _log.exception("the handler failed on a stream for %s", info.hostname)
+            connection.abort()
+        else:
+            connection.close()
+
+
+class ClientSession:
+    """The client's side of one session."""
+
+    def __init__(
+        self,
+        link: Link,
+        hub: str,
+        features: tuple[str, ...],
+        forwarder: Forwarder,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Take over a link behind the stage-1 token; ``features`` is what the hub offers."""
+        self.hub = hub
+        self.events: EventHandlers = {
+            "connect": self._on_connect,
+            "pong_client": self._on_pong_client,
+        }
+        self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.stream_changed: Callable[[Stream, str | None], None] = lambda _stream, _reason: None
+        self._forwarder = forwarder
+        self._tasks = tasks
+        self._asked: dict[Stream, float] = {}
+        common = tuple(name for name in FEATURES if name in features)
+        self.session = Session(link, self, common)
+        link.owner = self.session
+        if features:
+            link.send_message(serialize_control(Control("hello", NIL_STREAM_ID, features=FEATURES)))
+        link.ping(ACCEPTANCE_PING)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new streams where the hub can be told, wait for busy streams, then end all and close."""
+        session = self.session
+        if FEATURE_DRAIN in session.features:
+            session.send_control(serialize_control(Control("drain", NIL_STREAM_ID)))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while not session.ended and loop.time() < deadline and self._busy(loop.time()):
+            await asyncio.sleep(_DRAIN_POLL_S)
+        if not session.ended:
+            session.end_all(Reason.SHUTDOWN)
+            session.link.close(reason="the backend stops")
+
+    def check_health(self, now: float, inactivity_s: float, pong_s: float) -> None:
+        """Ask the hub about streams that are idle; end those it does not answer for (spec backend-protocol 9)."""
+        for stream in tuple(self.session.streams.values()):
+            idle_s = stream.idle_s(now)
+            asked = self._asked.get(stream)
+            if asked is not None and now - asked >= pong_s:
+                stream.close(Reason.TIMEOUT)
+            elif asked is None and idle_s >= inactivity_s:
+                self._asked[stream] = now
+                self.session.send_control(simple_message("ping_client", stream.id))
+
+    def _busy(self, now: float) -> bool:
+        # All are asked, not only the first busy one: each answer also notes what moved.
+        return (
+            min([stream.idle_s(now) for stream in self.session.streams.values()], default=DRAIN_IDLE_S) < DRAIN_IDLE_S
+        )
+
+    # -- Role -------------------------------------------------------------------------------------------------------
+
+    def unknown_stream(self, stream_id: bytes) -> None:
+        """Tell the hub that the stream is gone, as the original does."""
+        self.session.send_control(simple_message("disconnect", stream_id, Reason.UNKNOWN))
+
+    def ended_sending(self, stream: Stream) -> None:
+        """A hub that does not know half-close learns of the service's FIN by the end of the stream."""
+        stream.end_cleanly()
+
+    def overflowed(self, stream: Stream) -> None:
+        """A hub sends without counting until our first grant arrives: never break a stream for it."""
+        self.session.hold_for(stream)
+
+    def text_received(self, text: str) -> None:
+        """Text in a session asks for re-authentication, which this client was not told to expect."""
+        _log.warning("%s sent %d characters of text in the session; ignored", self.hub, len(text))
+
+    def pong_received(self, payload: bytes) -> None:
+        """The answer to the ping behind the stage-1 token: the hub has accepted it."""
+        if payload == ACCEPTANCE_PING and not self.accepted.done():
+            self.accepted.set_result(None)
+
+    def stream_ended(self, stream: Stream, reason: str) -> None:
+        """Report it."""
+        self._asked.pop(stream, None)
+        self.stream_changed(stream, reason)
+
+    def session_ended(self, end: LinkEnd) -> None:
+        """Nothing is left here; whoever waits for the link goes on."""
+
+    # -- Events -----------------------------------------------------------------------------------------------------
+
+    def _on_connect(self, control: Control) -> None:
+        session = self.session
+        if control.stream_id in session.streams or control.stream_id == NIL_STREAM_ID:
+            _log.warning("%s announced a stream with an id that is in use; ignored", self.hub)
+            return
+        info = StreamInfo(
+            self.hub,
+            control.hostname,
+            control.conn_port,
+            control.client_ip,
+            control.transport or "tcp",
+            control.is_tls,
+        )
+        if info.transport != "tcp":
+            session.send_control(simple_message("disconnect", control.stream_id, Reason.DIAL_FAILED))
+            return
+        stream = Stream(session, control.stream_id, SendWindow(control.credits, paced=False))
+        session.streams[stream.id] = stream
+        self._forwarder.streams_total += 1
+        stream.grants = control.credits > 0
+        if stream.grants:
+            stream.receive_window = ReceiveWindow(self._forwarder.window)
+            session.send_control(credit_message(stream.id, self._forwarder.window))
+        self.stream_changed(stream, None)
+        self._tasks.create_task(self._forwarder.serve(stream, info))
+
+    def _on_pong_client(self, control: Control) -> None:
+        stream = self.session.streams.get(control.stream_id)
+        if stream is not None and self._asked.pop(stream, None) is not None:
+            stream.active = True

@@ -1,0 +1,205 @@
+"""What a node exports to Prometheus, and how it comes to be true.
+
+Strategy: nothing here counts. The node keeps plain integers where it works; a scrape asks for one ``NodeStats`` and
+the table below turns each of its fields into a metric family. A gauge is thus read from the thing it describes at the
+instant of the scrape and cannot drift from it, the data plane never calls a metrics library, and two nodes in one
+process have two registries. Names follow the Prometheus conventions: base units (seconds, bytes) in the name,
+``_total`` for counters, no label that a client could fill with values of its own. A counter and a gauge of one noun
+would share a family name in OpenMetrics, hence ``nexus_streams`` beside ``nexus_streams_opened_total``.
+``docs/metrics.md`` documents exactly these families; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+
+ACCEPT_PLAIN = ""
+"""What to pass ``render`` for the text format that every Prometheus version reads (0.0.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """One node at one instant: gauges are its state now, counters run since its start.
+
+    Counters end in ``_total`` and never fall. Mapping keys become label values, so they come from fixed sets of the
+    node (listener ports, reasons, stages), never from what a client or backend sent.
+    """
+
+    version: str
+    start_time_seconds: float
+    """Unix time at which the node started."""
+
+    sessions: int = 0
+    """Backend sessions that are authenticated and open."""
+    unauthenticated: int = 0
+    """Connections to the hub that have not finished TLS, upgrade and handshake yet."""
+    streams: int = 0
+    """Open streams, TCP and UDP."""
+    peeking: int = 0
+    """Client connections whose first bytes are still awaited."""
+    paused_streams: int = 0
+    """Streams whose reading waits for credit or for a full buffer to drain."""
+    buffered_bytes: int = 0
+    """Bytes accepted from one side and not yet written to the other, over all streams."""
+    routes: int = 0
+    """Route keys that backends of this node serve."""
+    hub_certificate_expiry_seconds: float | None = None
+    """Unix time at which the hub's certificate expires; None while there is none."""
+
+    sessions_total: int = 0
+    streams_total: int = 0
+    bytes_to_backends_total: int = 0
+    """Payload bytes that clients sent, as passed on to backends."""
+    bytes_to_clients_total: int = 0
+    """Payload bytes that backends sent, as passed on to clients."""
+    client_connections_total: Mapping[int, int] = field(default_factory=dict)
+    """Accepted client connections by listener port."""
+    rejected_total: Mapping[str, int] = field(default_factory=dict)
+    """Client connections closed without a stream, by reason."""
+    session_ends_total: Mapping[str, int] = field(default_factory=dict)
+    """Ended sessions by reason."""
+    auth_failures_total: Mapping[str, int] = field(default_factory=dict)
+    """Refused backends by stage of the handshake."""
+    streams_reset_total: Mapping[str, int] = field(default_factory=dict)
+    """Streams that ended broken rather than with both directions finished, by reason."""
+
+
+_GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
+    ("nexus_sessions", lambda s: s.sessions, "Backend sessions that are authenticated and open."),
+    (
+        "nexus_sessions_unauthenticated",
+        lambda s: s.unauthenticated,
+        "Connections to the hub that have not finished TLS, upgrade and handshake yet.",
+    ),
+    ("nexus_streams", lambda s: s.streams, "Open streams, TCP and UDP."),
+    ("nexus_streams_paused", lambda s: s.paused_streams, "Streams whose reading waits for credit or buffer space."),
+    (
+        "nexus_client_connections_peeking",
+        lambda s: s.peeking,
+        "Client connections whose first bytes are still awaited.",
+    ),
+    (
+        "nexus_buffered_bytes",
+        lambda s: s.buffered_bytes,
+        "Bytes accepted from one side and not yet written to the other, over all streams.",
+    ),
+    ("nexus_routes", lambda s: s.routes, "Route keys that backends of this node serve."),
+    ("nexus_start_time_seconds", lambda s: s.start_time_seconds, "Unix time at which the node started."),
+    (
+        "nexus_hub_certificate_expiry_timestamp_seconds",
+        lambda s: s.hub_certificate_expiry_seconds,
+        "Unix time at which the hub's certificate expires; absent while there is none.",
+    ),
+)
+
+_COUNTERS: tuple[tuple[str, Callable[[NodeStats], float], str], ...] = (
+    ("nexus_sessions_opened_total", lambda s: s.sessions_total, "Backend sessions that were authenticated."),
+    ("nexus_streams_opened_total", lambda s: s.streams_total, "Streams opened to backends, TCP and UDP."),
+)
+
+_LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int] | Mapping[int, int]], str], ...] = (
+    (
+        "nexus_relayed_bytes_total",
+        "direction",
+        lambda s: {"to_backends": s.bytes_to_backends_total, "to_clients": s.bytes_to_clients_total},
+        "Payload bytes relayed, by direction.",
+    ),
+    (
+        "nexus_client_connections_total",
+        "port",
+        lambda s: s.client_connections_total,
+        "Client connections accepted, by listener port.",
+    ),
+    (
+        "nexus_client_connections_rejected_total",
+        "reason",
+        lambda s: s.rejected_total,
+        "Client connections closed without a stream, by reason.",
+    ),
+    ("nexus_session_ends_total", "reason", lambda s: s.session_ends_total, "Sessions ended, by reason."),
+    (
+        "nexus_auth_failures_total",
+        "stage",
+        lambda s: s.auth_failures_total,
+        "Backends refused, by stage of the handshake.",
+    ),
+    (
+        "nexus_stream_resets_total",
+        "reason",
+        lambda s: s.streams_reset_total,
+        "Streams that ended broken, by reason.",
+    ),
+)
+
+
+def families(stats: NodeStats) -> list[Metric]:
+    """Return the node's metric families with the values of ``stats``, in the order of the documentation."""
+    return [_build(stats), *_gauges(stats), *_counters(stats), *_labelled_counters(stats)]
+
+
+class NodeCollector:
+    """A Prometheus collector that asks ``snapshot`` at every scrape.
+
+    What ``snapshot`` raises fails that scrape only.
+    """
+
+    def __init__(self, snapshot: Callable[[], NodeStats]) -> None:
+        """Remember ``snapshot``, which is called in the thread of the scrape."""
+        self._snapshot = snapshot
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the families without calling ``snapshot``: registering a collector must not need a running node."""
+        return families(NodeStats(version="", start_time_seconds=0))
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families with the values of this instant."""
+        return families(self._snapshot())
+
+
+def node_registry(snapshot: Callable[[], NodeStats]) -> CollectorRegistry:
+    """Return a registry of its own for one node: its metrics, and those of process, platform and garbage collector."""
+    registry = CollectorRegistry()
+    registry.register(NodeCollector(snapshot))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """Return the exposition and its content type, in the format that the HTTP ``Accept`` header prefers.
+
+    An ``Accept`` header that makes no sense gets the plain text format. Raises what a collector raises.
+    """
+    try:
+        encoder, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # the library compares version numbers without checking that they are numbers
+        encoder, content_type = choose_encoder(ACCEPT_PLAIN)
+    return encoder(registry), content_type
+
+
+def _build(stats: NodeStats) -> Metric:
+    return InfoMetricFamily("nexus_build", "Version of the node; the value is always 1.", {"version": stats.version})
+
+
+def _gauges(stats: NodeStats) -> Iterable[Metric]:
+    for name, read, text in _GAUGES:
+        yield GaugeMetricFamily(name, text, value=read(stats))  # no sample for None
+
+
+def _counters(stats: NodeStats) -> Iterable[Metric]:
+    for name, read, text in _COUNTERS:
+        yield CounterMetricFamily(name, text, value=read(stats))
+
+
+def _labelled_counters(stats: NodeStats) -> Iterable[Metric]:
+    for name, label, read, text in _LABELLED_COUNTERS:
+        family = CounterMetricFamily(name, text, labels=[label])
+        for key, value in read(stats).items():
+            family.add_metric([str(key)], value)
+        yield family

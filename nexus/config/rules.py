@@ -1,0 +1,239 @@
+"""Rules of the node's configuration that a table cannot say.
+
+Strategy: a rule is a function from the record to problems, filed with the keys it looks at; it is skipped when one of
+them is broken already, so that one mistake is reported once. ``ERRORS`` stop the node, as in the original or because
+the original fails later in an obscure way; ``WARNINGS`` do not. No rule reads a file, resolves a name or knows the
+time, and no text repeats a secret.
+
+Source: spec node-and-mesh 2 (validation column), backend-protocol 3.1, 3.5; design 6, 7.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+from urllib.parse import SplitResult, urlsplit
+
+from nexus.config.keys import UNBOUNDED
+from nexus.document import Record
+from nexus.document.addresses import ServiceResolver, check_host_port, is_ip, is_loopback, parse_host_port
+from nexus.errors import Problem
+
+UNIX_PREFIX = "unix:"
+SECRET_MIN_BYTES = 32  # RFC 7518 3.2: a key of HS256 is at least as long as its hash
+ACME_HTTP_PORT = 80  # RFC 8555 8.3
+
+Rule: TypeAlias = Callable[[Record], Iterator[Problem]]
+
+
+def check_addresses(record: Record, resolve_service: ServiceResolver | None) -> Iterator[Problem]:
+    """Yield the mistakes in listen addresses; not in ``ERRORS``, because it may look up names of services."""
+    for key in ("backendListenAddress", "peerListenAddress"):
+        if record.text(key) and (what := check_host_port(record.text(key), resolve_service)):
+            yield record.problem(key, what)
+    admin = record.text("adminListenAddress")
+    if admin.startswith(UNIX_PREFIX):
+        if not admin.removeprefix(UNIX_PREFIX).startswith("/"):
+            yield record.problem("adminListenAddress", "needs an absolute path", "write unix:/path/to/socket")
+    elif admin:
+        yield from _check_admin_address(record, admin, resolve_service)
+
+
+def _check_admin_address(record: Record, admin: str, resolve_service: ServiceResolver | None) -> Iterator[Problem]:
+    what = check_host_port(admin, resolve_service)
+    if what:
+        yield record.problem("adminListenAddress", what, "write 127.0.0.1:9464, [::1]:9464 or unix:/path/to/socket")
+    elif not is_loopback(admin.rpartition(":")[0].strip("[]")):
+        what = "would offer status and control to the network without any login"
+        yield record.problem("adminListenAddress", what, "use a loopback address such as 127.0.0.1, or unix:/path")
+
+
+def _duplicate_ports(key: str) -> Rule:
+    def rule(record: Record) -> Iterator[Problem]:
+        seen: set[int] = set()
+        for index, port in enumerate(record.integers(key)):
+            if port and port in seen:  # 0 binds another free port each time
+                yield record.problem(f"{key}[{index}]", f"the port {port} is listed twice", "delete one")
+            seen.add(port)
+
+    return rule
+
+
+def _token_key(record: Record) -> Iterator[Problem]:
+    if not record.given & {"backendsJWTSecret", "backendsJWTSecretFile", "remoteVerifierURL"}:
+        what = "is required, unless backendsJWTSecretFile or remoteVerifierURL is set"
+        yield record.problem("backendsJWTSecret", what, "set the key that backend tokens are signed with")
+    if record.given >= {"backendsJWTSecret", "backendsJWTSecretFile"}:
+        yield record.problem("backendsJWTSecretFile", "is set together with backendsJWTSecret", "delete one of them")
+
+
+def _hub_certificate(record: Record) -> Iterator[Problem]:
+    manual = record.given & {"hubTlsCertFile", "hubTlsKeyFile"}
+    if "hubPublicHostname" in record.given:
+        if manual:
+            what = "is set together with hubTlsCertFile or hubTlsKeyFile"
+            yield record.problem("hubPublicHostname", what, "keep either the files or the name for ACME")
+    elif not manual:
+        what = "the hub needs a certificate"
+        yield record.problem("hubTlsCertFile", what, "set hubTlsCertFile and hubTlsKeyFile, or hubPublicHostname")
+    elif len(manual) == 1:
+        missing = "hubTlsKeyFile" if "hubTlsCertFile" in manual else "hubTlsCertFile"
+        yield record.problem(missing, f"is required, because {next(iter(manual))} is set", "set both")
+
+
+def _peers(record: Record) -> Iterator[Problem]:
+    if record.texts("peers"):
+        if not record.text("peerListenAddress"):
+            yield record.problem("peerListenAddress", "is required with peers", "set it, such as ':8444'")
+        trust = record.table("peerAuthentication")
+        if not any(suffix.strip() for suffix in trust.texts("trustedDomainSuffixes")):
+            what, mend = (
+                "is required with peers",
+                "list the suffixes of your nodes' names, such as '.nodes.example.com'",
+            )
+            yield trust.problem("trustedDomainSuffixes", what, mend)
+
+
+def _registration(record: Record) -> Iterator[Problem]:
+    if not record.text("registrationURL"):
+        return
+    url = _split(record.text("registrationURL"))
+    if url is None or url.scheme != "https" or not url.hostname:
+        yield record.problem("registrationURL", "must be an https URL with a host", "write https://host/path")
+    try:
+        port = parse_host_port(record.text("backendListenAddress"))[1]
+    except ValueError:
+        port = 0
+    if not port:
+        what = "needs a port from 1 to 65535 as a number, because registrationURL announces it"
+        yield record.problem("backendListenAddress", what, "write the number")
+
+
+def _stun(record: Record) -> Iterator[Problem]:
+    if record.integer("stunPort") and record.integer("stunPort") in record.integers("udpRelayPorts"):
+        yield record.problem("stunPort", "is also in udpRelayPorts", "choose another port")
+
+
+def _peek_timeouts(record: Record) -> Iterator[Problem]:
+    table = record.table("peekTimeouts")
+    first, longest = table.integer("firstByteSeconds"), table.integer("absoluteMaxSeconds")
+    if table.given >= {"firstByteSeconds", "absoluteMaxSeconds"} and first > longest:
+        what = f"is {first}, more than absoluteMaxSeconds, which is {longest}"
+        yield table.problem("firstByteSeconds", what, "lower it, or raise absoluteMaxSeconds")
+
+
+def _bind_addresses(record: Record) -> Iterator[Problem]:
+    counts: Counter[str] = Counter()
+    for index, address in enumerate(record.texts("relayBindAddresses")):
+        key = f"relayBindAddresses[{index}]"
+        counts[address] += 1
+        if not is_ip(address):
+            yield record.problem(key, "is not an IP address", "write one such as 192.0.2.1 or 2001:db8::1, no brackets")
+        elif counts[address] > 1:
+            yield record.problem(key, f"{address} is listed twice", "delete one")
+
+
+def _claims_without_port(claims: str, ports: str) -> Rule:
+    def rule(record: Record) -> Iterator[Problem]:
+        for index, port in enumerate(record.integers(claims)):
+            if port not in record.integers(ports):
+                what = f"the port {port} is not in {ports}, so no client can reach it"
+                yield record.problem(f"{claims}[{index}]", what, f"add it to {ports} or delete it here")
+
+    return rule
+
+
+def _udp_port_without_claim(record: Record) -> Iterator[Problem]:
+    for index, port in enumerate(record.integers("udpRelayPorts")):
+        if port not in record.integers("allowedUDPPortClaims"):
+            what = f"the port {port} is not in allowedUDPPortClaims, so no backend can claim it"
+            yield record.problem(f"udpRelayPorts[{index}]", what, "add it to allowedUDPPortClaims or delete it here")
+
+
+def _outbound(record: Record) -> Iterator[Problem]:
+    if record.flag("allowOutbound"):
+        if not record.integers("allowedOutboundPorts"):
+            what = "lets backends connect to any port"
+            yield record.problem("allowOutbound", what, "list the ports in allowedOutboundPorts")
+        if record.integer("maxOutboundConnsPerBackend") == UNBOUNDED:
+            yield record.problem("maxOutboundConnsPerBackend", "is unlimited", "set a limit")
+
+
+def _udp_idle_range(record: Record) -> Iterator[Problem]:
+    low, high = record.integer("udpFlowIdleTimeoutMinSeconds"), record.integer("udpFlowIdleTimeoutMaxSeconds")
+    if low > high:
+        what = f"is {low}, more than udpFlowIdleTimeoutMaxSeconds, which is {high}: every UDP claim will be refused"
+        yield record.problem("udpFlowIdleTimeoutMinSeconds", what, "lower it")
+
+
+def _mesh_without_peers(record: Record) -> Iterator[Problem]:
+    if record.text("peerListenAddress") and not record.texts("peers"):
+        yield record.problem("peerListenAddress", "has no effect without peers", "list the other nodes in peers")
+
+
+def _peer_urls(record: Record) -> Iterator[Problem]:
+    for index, peer in enumerate(record.texts("peers")):
+        url = _split(peer)
+        if url is None or url.scheme not in ("ws", "wss") or not url.hostname:
+            what = "is not a WebSocket URL with a host, and will never connect"
+            yield record.problem(f"peers[{index}]", what, "write wss://host:8444/mesh")
+        elif url.scheme == "ws" and not is_loopback(url.hostname):
+            yield record.problem(f"peers[{index}]", "is not encrypted", "write wss:// instead of ws://")
+
+
+def _acme_port(record: Record) -> Iterator[Problem]:
+    if record.text("hubPublicHostname") and ACME_HTTP_PORT not in record.integers("relayPorts"):
+        what = f"needs port {ACME_HTTP_PORT}, where the certificate authority asks, and relayPorts does not have it"
+        yield record.problem("hubPublicHostname", what, f"add {ACME_HTTP_PORT} to relayPorts")
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        split = urlsplit(url)
+        port_is_usable = split.port != 0
+    except ValueError:
+        return None
+    return split if port_is_usable else None
+
+
+def weak_secret(secret: str) -> str:
+    """Return what is weak about a token key, or nothing; never repeats it."""
+    short = 0 < len(secret.encode()) < SECRET_MIN_BYTES
+    return f"is shorter than {SECRET_MIN_BYTES} bytes and can be guessed from one token" if short else ""
+
+
+_TLS_KEYS = frozenset({"hubTlsCertFile", "hubTlsKeyFile", "hubPublicHostname"})
+_TOKEN_KEYS = frozenset({"backendsJWTSecret", "backendsJWTSecretFile", "remoteVerifierURL"})
+
+ERRORS: tuple[tuple[frozenset[str], Rule], ...] = (
+    (frozenset({"relayPorts"}), _duplicate_ports("relayPorts")),
+    (frozenset({"udpRelayPorts"}), _duplicate_ports("udpRelayPorts")),
+    (_TOKEN_KEYS, _token_key),
+    (_TLS_KEYS, _hub_certificate),
+    (frozenset({"peers", "peerListenAddress", "peerAuthentication"}), _peers),
+    (frozenset({"registrationURL", "backendListenAddress"}), _registration),
+    (frozenset({"stunPort", "udpRelayPorts"}), _stun),
+    (frozenset({"peekTimeouts"}), _peek_timeouts),
+    (frozenset({"relayBindAddresses"}), _bind_addresses),
+)
+WARNINGS: tuple[tuple[frozenset[str], Rule], ...] = (
+    (frozenset({"allowedTCPPortClaims", "relayPorts"}), _claims_without_port("allowedTCPPortClaims", "relayPorts")),
+    (
+        frozenset({"allowedUDPPortClaims", "udpRelayPorts"}),
+        _claims_without_port("allowedUDPPortClaims", "udpRelayPorts"),
+    ),
+    (frozenset({"allowedUDPPortClaims", "udpRelayPorts"}), _udp_port_without_claim),
+    (frozenset({"allowOutbound", "allowedOutboundPorts", "maxOutboundConnsPerBackend"}), _outbound),
+    (frozenset({"udpFlowIdleTimeoutMinSeconds", "udpFlowIdleTimeoutMaxSeconds"}), _udp_idle_range),
+    (frozenset({"peers", "peerListenAddress"}), _mesh_without_peers),
+    (frozenset({"peers"}), _peer_urls),
+    (frozenset({"hubPublicHostname", "relayPorts"}), _acme_port),
+)
+
+
+def apply(rules: tuple[tuple[frozenset[str], Rule], ...], record: Record) -> Iterator[Problem]:
+    """Yield the findings of every rule whose keys are sound."""
+    for keys, rule in rules:
+        if not keys & record.broken:
+            yield from rule(record)

@@ -1,0 +1,1 @@
+"""The hub: accepts backends, checks their tokens, and opens streams on their sessions."""

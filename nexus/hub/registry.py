@@ -1,0 +1,91 @@
+"""Who is connected to this hub, what they serve, and what they have moved: the one view of status and metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nexus.routing.decide import Reject, decide
+from nexus.routing.table import RouteTable
+
+if TYPE_CHECKING:
+    from nexus.hub.backend import BackendSession
+    from nexus.link.stream import Stream
+    from nexus.transport import OpenRequest
+
+
+@dataclass(slots=True)
+class Totals:
+    """What ended sessions and streams leave behind; counters only ever rise."""
+
+    sessions: int = 0
+    streams: int = 0
+    bytes_to_backends: int = 0
+    bytes_to_clients: int = 0
+    session_ends: Counter[str] = field(default_factory=Counter)
+    auth_failures: Counter[str] = field(default_factory=Counter)
+    stream_resets: Counter[str] = field(default_factory=Counter)
+
+
+class Registry:
+    """The sessions of this hub; the ``Dialer`` of the listeners."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.table: RouteTable[BackendSession] = RouteTable()
+        self.sessions: set[BackendSession] = set()
+        self.totals = Totals()
+        self._subjects: Counter[str] = Counter()
+
+    def join(self, backend: BackendSession) -> None:
+        """Let an authenticated backend serve its routes."""
+        self.sessions.add(backend)
+        self.totals.sessions += 1
+        self._subjects[backend.grant.subject] += 1
+        self.table.claim(backend, backend.grant.route_keys, backend.grant.weight)
+
+    def retire(self, backend: BackendSession) -> None:
+        """Route nothing new to a backend; its streams go on. Idempotent."""
+        self.table.release(backend)
+
+    def leave(self, backend: BackendSession, why: str) -> None:
+        """Forget a backend whose link is gone."""
+        self.retire(backend)
+        self.sessions.discard(backend)
+        self._subjects[backend.grant.subject] -= 1
+        if self._subjects[backend.grant.subject] <= 0:
+            del self._subjects[backend.grant.subject]
+        self.totals.session_ends[why] += 1
+        self.totals.bytes_to_backends += backend.session.bytes_sent
+        self.totals.bytes_to_clients += backend.session.bytes_received
+
+    def sessions_of(self, subject: str) -> int:
+        """Return how many sessions the token's subject holds."""
+        return self._subjects[subject]
+
+    def open_stream(self, request: OpenRequest) -> Stream | Reject:
+        """Open a stream on the backend whose turn it is, or on the next one where that link is going down."""
+        tried: set[BackendSession] = set()
+        while True:
+            decision = decide(
+                self.table,
+                request.host,
+                is_tls=request.is_tls,
+                local_port=request.local_port,
+                nameless=request.nameless,
+                exclude=tried,
+            )
+            if isinstance(decision, Reject):
+                return decision
+            stream = decision.member.open_stream(request, decision.route_key)
+            if stream is not None:
+                self.totals.streams += 1
+                return stream
+            tried.add(decision.member)
+
+    def streams(self) -> Iterator[Stream]:
+        """Iterate over a snapshot of all streams."""
+        for backend in tuple(self.sessions):
+            yield from tuple(backend.session.streams.values())

@@ -1,0 +1,172 @@
+"""Accepts backends: TLS, upgrade and handshake, each bounded in bytes, time and count, then a session."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from websockets.server import ServerProtocol
+
+from nexus.auth.claims import Claims, close_reason, parse_claims
+from nexus.auth.grants import Grant, Policy, check_stage0, check_stage1
+from nexus.errors import AuthError, NexusError, RemoteProtocolError
+from nexus.hub.backend import BackendSession
+from nexus.hub.registry import Registry
+from nexus.limits import SourceCounter, source_key
+from nexus.link.connection import CLOSE_TIMEOUT_S, Link
+from nexus.link.inbox import Inbox
+from nexus.protocol.constants import (
+    CLOSE_POLICY,
+    CONNECT_PATH,
+    HANDSHAKE_MESSAGE_MAX_BYTES,
+    HUB_DEAD_AFTER_S,
+    HUB_PING_INTERVAL_S,
+    STAGE0_TIMEOUT_S,
+    STAGE1_TIMEOUT_S,
+    UPGRADE_TIMEOUT_S,
+)
+from nexus.protocol.handshake import HubHandshake, new_nonce
+from nexus.sockets import accept, format_address
+
+_log = logging.getLogger("nexus.hub")
+
+VerifyToken = Callable[[str, float], Mapping[str, object]]
+"""Returns the claims of a token at a unix time, or raises AuthError."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubLimits:
+    """Bounds of everything before authentication, and of sessions by one subject (0: none)."""
+
+    unauthenticated: int = 256
+    unauthenticated_per_source: int = 32
+    sessions_per_subject: int = 0
+    upgrade_timeout_s: float = UPGRADE_TIMEOUT_S
+    stage0_timeout_s: float = STAGE0_TIMEOUT_S
+    stage1_timeout_s: float = STAGE1_TIMEOUT_S
+
+
+class HubServer:
+    """The listener for backends."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        context: Callable[[], ssl.SSLContext],
+        verify: VerifyToken,
+        policy: Policy,
+        limits: HubLimits,
+    ) -> None:
+        """Check tokens by ``verify`` and claims by ``policy``; ``context`` is asked at each connection, so it may change."""
+        self._registry = registry
+        self._context = context
+        self._verify = verify
+        self._policy = policy
+        self._limits = limits
+        self._pending = SourceCounter(limits.unauthenticated, limits.unauthenticated_per_source)
+
+    @property
+    def unauthenticated(self) -> int:
+        """How many connections have not finished the handshake."""
+        return self._pending.held
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Accept on a listening socket until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                connection, address = await accept(sock)
+                source = source_key(address)
+                if self._pending.admit(source):
+                    tasks.create_task(self._serve_one(connection, source))
+                else:
+                    self._registry.totals.auth_failures["limit"] += 1
+                    connection.close()
+
+    async def _serve_one(self, connection: socket.socket, source: str) -> None:
+        """Run one connection up to its session; nothing that a stranger does may escape."""
+        try:
+            try:
+                backend = await self._admit(connection)
+            finally:
+                self._pending.release(source)
+            if backend is not None:
+                await backend.session.link.lost
+        except (OSError, TimeoutError, NexusError) as error:
+            _log.debug("a connection from %s came to nothing: %s", source, error)
+        except Exception:  # a bug of ours must not end the hub
+            _log.exception("unexpected failure while serving a backend from %s", source)
+        finally:
+            if connection.fileno() >= 0:
+                connection.close()
+
+    async def _admit(self, connection: socket.socket) -> BackendSession | None:
+        inbox = Inbox()
+        protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=_log)
+        link = Link(protocol, inbox, path=CONNECT_PATH)
+        inbox.guard(link)
+        address = format_address(connection.getpeername())
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._limits.upgrade_timeout_s):
+                await loop.connect_accepted_socket(
+                    lambda: link,
+                    connection,
+                    ssl=self._context(),
+                    ssl_handshake_timeout=self._limits.upgrade_timeout_s,
+                )
+                await link.opened
+        except BaseException:
+            if hasattr(link, "transport"):
+                link.abort("the upgrade did not succeed")
+            raise
+        try:
+            grant = await self._authenticate(link, inbox)
+        except (AuthError, RemoteProtocolError, TimeoutError) as error:
+            _log.warning("refused a backend from %s: %s", address, error)
+            link.close(CLOSE_POLICY, close_reason(str(error)))
+            await asyncio.wait([link.lost], timeout=2 * CLOSE_TIMEOUT_S)
+            return None
+        backend = BackendSession(link, grant, self._registry, address)
+        link.start_session()
+        link.keep_alive(HUB_PING_INTERVAL_S, HUB_DEAD_AFTER_S)
+        link.release()
+        _log.info("session of %s: weight %d, routes %s", backend.name, grant.weight, ", ".join(grant.route_keys))
+        return backend
+
+    async def _authenticate(self, link: Link, inbox: Inbox) -> Grant:
+        """Run the two stages; every failure is counted under its stage."""
+        handshake = HubHandshake(new_nonce())
+        stage = "stage0"
+        try:
+            grant = check_stage0(
+                await self._token(inbox, handshake, self._limits.stage0_timeout_s), self._policy, time.time()
+            )
+            challenge = handshake.accept()
+            link.send_text(challenge or "")
+            stage = "stage1"
+            claims = await self._token(inbox, handshake, self._limits.stage1_timeout_s)
+            grant = check_stage1(claims, grant, handshake.challenge.nonce, self._policy)
+            self._check_subject(grant)
+            handshake.accept()
+        except (AuthError, RemoteProtocolError, TimeoutError):
+            self._registry.totals.auth_failures[stage] += 1
+            raise
+        return grant
+
+    async def _token(self, inbox: Inbox, handshake: HubHandshake, timeout_s: float) -> Claims:
+        try:
+            async with asyncio.timeout(timeout_s):
+                text = await inbox.next_text()
+        except TimeoutError:
+            raise TimeoutError(f"no token within {timeout_s:g} s") from None
+        return parse_claims(self._verify(handshake.receive_text(text), time.time()))
+
+    def _check_subject(self, grant: Grant) -> None:
+        limit = self._limits.sessions_per_subject
+        if limit and self._registry.sessions_of(grant.subject) >= limit:
+            raise AuthError(f"the token's subject already holds {limit} sessions (maxSessionsPerSubject)")

@@ -1,0 +1,59 @@
+"""Counting by source: how many things of one kind a single client address, and all together, may hold.
+
+Strategy: a plain counter with two bounds, asked before something is admitted. An IPv6 source is its /64, the smallest
+block a site gets (RFC 6177), so that one host cannot take 2^64 shares.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+
+UNBOUNDED: Final = -1
+_IPV6_PREFIX_BITS: Final = 64
+
+
+def source_key(address: str) -> str:
+    """Return what counts as one source: an IPv4 address (also a v4-mapped one), or the /64 of an IPv6 address."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, _IPV6_PREFIX_BITS), strict=False))
+
+
+class SourceCounter:
+    """How many are held, by source; a bound of UNBOUNDED admits all."""
+
+    __slots__ = ("_by_source", "_per_source", "_total", "held")
+
+    def __init__(self, total: int, per_source: int) -> None:
+        """Take the two bounds."""
+        self._total = total
+        self._per_source = per_source
+        self._by_source: dict[str, int] = {}
+        self.held = 0
+
+    def admit(self, source: str) -> bool:
+        """Count one more of ``source`` and return True, or return False where a bound is reached."""
+        mine = self._by_source.get(source, 0)
+        if self._total != UNBOUNDED and self.held >= self._total:
+            return False
+        if self._per_source != UNBOUNDED and mine >= self._per_source:
+            return False
+        self._by_source[source] = mine + 1
+        self.held += 1
+        return True
+
+    def release(self, source: str) -> None:
+        """Give one of ``source`` back."""
+        left = self._by_source[source] - 1
+        if left:
+            self._by_source[source] = left
+        else:
+            del self._by_source[source]
+        self.held -= 1

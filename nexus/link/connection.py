@@ -1,0 +1,385 @@
+"""A link: one WebSocket on one asyncio transport, as callbacks without a task.
+
+The ``websockets`` library (sans-I/O) does the HTTP upgrade and every rare frame; ``nexus.protocol.framing`` takes the
+binary messages straight from the receive buffer. The owner is told what arrives and when the transport is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, Protocol, cast
+
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from nexus.errors import RejectedError, RemoteProtocolError
+from nexus.protocol.constants import (
+    CLOSE_GOING_AWAY,
+    HANDSHAKE_MESSAGE_MAX_BYTES,
+    MESSAGE_MAX_BYTES,
+    UPGRADE_HEAD_MAX_BYTES,
+)
+from nexus.protocol.framing import Buffer, FrameReader, Masker, RareFrame, data_header, frame_header
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # pragma: no cover — a platform without the compiled extension
+    from websockets.utils import apply_mask
+
+# Twice the longest frame, so that a whole one always fits behind the rest of another.
+RECEIVE_BUFFER_BYTES: Final = 2 * HANDSHAKE_MESSAGE_MAX_BYTES
+# Above HIGH no stream sends; the TLS layer and the kernel hold about as much again. Eight full messages keep a
+# gigabit path busy for 2 ms, longer than a turn of the event loop.
+WRITE_HIGH_BYTES: Final = 256 * 1024
+WRITE_LOW_BYTES: Final = 64 * 1024
+# Control messages and pongs are written even above HIGH; a peer that makes us queue this much is not reading.
+WRITE_MAX_BYTES: Final = 16 * 1024 * 1024
+CLOSE_TIMEOUT_S: Final = 2.0  # RFC 6455 7.1.1: the closing handshake, before TCP is closed anyway
+_HEAD_END: Final = b"\r\n\r\n"
+_ABNORMAL: Final = 1006  # RFC 6455 7.4.1: no close frame was received
+_INVALID_TEXT: Final = 1007
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEnd:
+    """How a link ended: the close code the peer sent (1006 without one), its reason, and what went wrong here, if so."""
+
+    code: int
+    reason: str
+    error: str = ""
+
+    def __str__(self) -> str:
+        """Short text for a log line."""
+        return self.error or f"closed with code {self.code}" + (f" ({self.reason})" if self.reason else "")
+
+
+class LinkOwner(Protocol):
+    """What a link tells; every call is made from the event loop and must not block or raise."""
+
+    def message_received(self, message: bytes) -> None:
+        """One whole binary message."""
+
+    def text_received(self, text: str) -> None:
+        """One whole text message."""
+
+    def pong_received(self, payload: bytes) -> None:
+        """The answer to a ping with this payload."""
+
+    def writable_changed(self) -> None:
+        """``link.writable`` changed."""
+
+    def link_lost(self, end: LinkEnd) -> None:
+        """The link is gone; called exactly once."""
+
+
+class Link(asyncio.BufferedProtocol):
+    """One WebSocket. ``opened`` completes with the upgrade, or raises RejectedError / RemoteProtocolError."""
+
+    transport: asyncio.Transport  # from connection_made on
+
+    def __init__(self, websocket: ServerProtocol | ClientProtocol, owner: LinkOwner, *, path: str) -> None:
+        """Take a fresh sans-I/O protocol of either role; a server answers only ``path``."""
+        self.websocket = websocket
+        self.owner = owner
+        self.writable = True
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[LinkEnd] = asyncio.get_running_loop().create_future()
+        self._path = path
+        self._is_server = isinstance(websocket, ServerProtocol)
+        self._masker = None if self._is_server else Masker(apply_mask)
+        self._reader = FrameReader(masked=self._is_server, apply_mask=apply_mask)
+        self._view = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._end = 0
+        self._head_done = False
+        self._upgraded = False
+        self._held = False
+        self._heard = True
+        self._silent_s = 0.0
+        self._backlog: list[bytes | RareFrame] = []
+        self._text: list[bytes] = []
+        self._error = ""
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._limit_messages(HANDSHAKE_MESSAGE_MAX_BYTES)
+
+    # -- asyncio callbacks ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the upgrade request where this side is the client."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
+        if isinstance(self.websocket, ClientProtocol):
+            self.websocket.send_request(self.websocket.connect())
+            self._flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Offer the free rest of the receive buffer."""
+        del sizehint
+        return self._view[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what arrived."""
+        self._end += nbytes
+        self._heard = True
+        if self._upgraded:
+            self._receive_frames()
+        else:
+            self._receive_head()
+
+    def eof_received(self) -> None:
+        """Let the transport close: TLS has no half-close."""
+
+    def pause_writing(self) -> None:
+        """Note that the transport's buffer is full."""
+        self.writable = False
+        self.owner.writable_changed()
+
+    def resume_writing(self) -> None:
+        """Note that the transport's buffer has room again."""
+        self.writable = True
+        self.owner.writable_changed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Report the end, once."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self.writable = False
+        self._backlog.clear()
+        self._receive_eof()
+        received = self.websocket.close_rcvd
+        end = LinkEnd(
+            received.code if received else _ABNORMAL,
+            received.reason if received else "",
+            self._error or (str(exc) if exc else ""),
+        )
+        if not self.opened.done():
+            self.opened.set_exception(RemoteProtocolError(f"the connection ended during the upgrade: {end}"))
+            self.opened.exception()  # whoever does not wait for it is not warned
+        if not self.lost.done():
+            self.lost.set_result(end)
+            self.owner.link_lost(end)
+
+    # -- Sending ----------------------------------------------------------------------------------------------------
+
+    def send_data(self, stream_id: bytes, payload: Buffer) -> None:
+        """Send one data message of at most PAYLOAD_MAX_BYTES."""
+        if self._masker is None:
+            self.transport.writelines((data_header(stream_id, len(payload)), payload))
+        else:
+            self.transport.writelines(self._masker.data_frame(stream_id, payload))
+
+    def send_message(self, message: bytes) -> None:
+        """Send one small binary message (a control message), also above the high-water mark."""
+        if self.transport.is_closing():
+            return
+        if self._masker is None:
+            self.transport.write(frame_header(len(message)) + message)
+        else:
+            self.transport.write(self._masker.frame(message))
+        self._check_backlog()
+
+    def send_text(self, text: str) -> None:
+        """Send one text message; a no-op once the link is closing."""
+        if self.websocket.state is State.OPEN:
+            self.websocket.send_text(text.encode())
+            self._flush()
+
+    def ping(self, payload: bytes = b"") -> None:
+        """Send a ping; a no-op once the link is closing."""
+        if self.websocket.state is State.OPEN:
+            self.websocket.send_ping(payload)
+            self._flush()
+
+    # -- Control ----------------------------------------------------------------------------------------------------
+
+    def start_session(self) -> None:
+        """Bound messages as the session does; call once the handshake is over."""
+        self._limit_messages(MESSAGE_MAX_BYTES)
+
+    def keep_alive(self, interval_s: float, dead_after_s: float) -> None:
+        """Ping every ``interval_s``; abort the link when nothing at all arrived for ``dead_after_s``."""
+        self._silent_s = 0.0 if self._heard or self._held else self._silent_s + interval_s
+        self._heard = False
+        if self._silent_s >= dead_after_s:
+            self.abort(f"no sign of life for {self._silent_s:.0f} s")
+            return
+        self.ping()
+        self._later("keep-alive", interval_s, lambda: self.keep_alive(interval_s, dead_after_s))
+
+    def hold(self) -> None:
+        """Stop reading and delivering, at once, also what was read already."""
+        if not self._held:
+            self._held = True
+            self.transport.pause_reading()
+
+    def release(self) -> None:
+        """Undo ``hold``."""
+        if self._held:
+            self._held = False
+            backlog, self._backlog = self._backlog, []
+            self._deliver(backlog)
+            if not self._held and not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def close(self, code: int = CLOSE_GOING_AWAY, reason: str = "") -> None:
+        """Start the closing handshake; TCP follows within CLOSE_TIMEOUT_S."""
+        if self.transport.is_closing():
+            return
+        if self.websocket.state is State.OPEN:
+            self.websocket.send_close(code, reason)
+            self._flush()
+        if self._held:
+            self.release()
+        self._later("close", CLOSE_TIMEOUT_S, lambda: self.abort(""))
+
+    def abort(self, error: str) -> None:
+        """Cut the connection; ``error`` says why in the LinkEnd."""
+        self._error = self._error or error
+        self.transport.abort()
+
+    # -- Receiving --------------------------------------------------------------------------------------------------
+
+    def _limit_messages(self, limit: int) -> None:
+        self._reader.max_message_bytes = limit
+        self.websocket.max_message_size = limit
+
+    def _receive_head(self) -> None:
+        """Collect the head of the HTTP upgrade, hand exactly that to the library, and leave the rest to the codec."""
+        found = bytes(self._view[: self._end]).find(_HEAD_END)
+        too_large = found < 0 and self._end > UPGRADE_HEAD_MAX_BYTES
+        if found < 0 and not too_large and not self._head_done:
+            return
+        stop = found + len(_HEAD_END) if found >= 0 and not self._head_done else self._end
+        head = bytes(self._view[:stop])
+        self._head_done = True
+        self._consume(stop)
+        if self.websocket.state is not State.CONNECTING:
+            return
+        self.websocket.receive_data(head)
+        for event in self.websocket.events_received():
+            if isinstance(event, Request):
+                self._answer(event)
+            elif isinstance(event, Response):
+                self._judge(event)
+        self._flush()
+        if self._upgraded:
+            if not self.opened.done():
+                self.opened.set_result(None)
+            self._receive_frames()
+        elif self.websocket.handshake_exc is not None or self.websocket.eof_sent or too_large:
+            self._refuse()
+
+    def _receive_eof(self) -> None:
+        """Let an HTTP answer whose body ends with the connection still be judged."""
+        if self._upgraded or self.websocket.reader.eof:
+            return
+        self.websocket.receive_eof()
+        for event in self.websocket.events_received():
+            if isinstance(event, Response):
+                self._judge(event)
+
+    def _answer(self, request: Request) -> None:
+        websocket = cast(ServerProtocol, self.websocket)
+        if request.path.partition("?")[0] != self._path:
+            response = websocket.reject(HTTPStatus.NOT_FOUND, f"Backends connect to {self._path}.\n")
+        else:
+            response = websocket.accept(request)
+        websocket.send_response(response)
+        self._upgraded = websocket.state is State.OPEN
+
+    def _judge(self, response: Response) -> None:
+        self._upgraded = self.websocket.state is State.OPEN
+        if not self._upgraded and not self.opened.done():
+            status = f"{response.status_code} {response.reason_phrase}".strip()
+            self.opened.set_exception(RejectedError(f"the hub answered HTTP {status} instead of 101"))
+
+    def _refuse(self) -> None:
+        error = self.websocket.handshake_exc
+        if not self.opened.done():
+            self.opened.set_exception(RemoteProtocolError(f"the upgrade failed: {error or 'head too large'}"))
+        self.opened.exception()
+        self.transport.close()
+
+    def _consume(self, used: int) -> None:
+        rest = self._end - used
+        if rest and used:
+            self._view[:rest] = self._view[used : self._end]
+        self._end = rest
+
+    def _receive_frames(self) -> None:
+        items, used = self._reader.receive(self._view, self._end)
+        if used:
+            self._consume(used)
+        if self._held:
+            self._backlog.extend(items)
+        else:
+            self._deliver(items)
+
+    def _deliver(self, items: list[bytes | RareFrame]) -> None:
+        for position, item in enumerate(items):
+            if isinstance(item, bytes):
+                self.owner.message_received(item)
+            else:
+                self._receive_rare(item)
+            if self._held:
+                self._backlog[:0] = items[position + 1 :]
+                return
+
+    def _receive_rare(self, frame: RareFrame) -> None:
+        websocket = self.websocket
+        if websocket.state is State.CLOSED:
+            return
+        if frame.fragment_bytes is not None:
+            websocket.current_size = frame.fragment_bytes
+        websocket.receive_data(frame.raw)
+        if frame.fragment_bytes is not None:
+            websocket.current_size = None
+        for event in websocket.events_received():
+            if isinstance(event, Frame):
+                self._receive_event(event)
+        if websocket.parser_exc is not None:
+            self._error = self._error or f"protocol violation: {websocket.parser_exc}"
+        self._flush()
+
+    def _receive_event(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.PONG:
+            self.owner.pong_received(bytes(frame.data))
+        elif frame.opcode in {Opcode.TEXT, Opcode.CONT}:
+            if frame.data:  # an endless row of empty fragments costs no memory
+                self._text.append(bytes(frame.data))
+            if frame.fin:
+                raw, self._text = b"".join(self._text), []
+                try:
+                    text = raw.decode()
+                except UnicodeDecodeError:
+                    self._error = "protocol violation: text is not UTF-8"
+                    self.websocket.fail(_INVALID_TEXT, "text is not UTF-8")
+                    return
+                self.owner.text_received(text)
+
+    # -- Writing ----------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        for data in self.websocket.data_to_send():
+            if self.transport.is_closing():
+                return
+            if data:
+                self.transport.write(data)
+            else:  # the library's sign for "half-close": with TLS that is a close
+                self.transport.close()
+        self._check_backlog()
+
+    def _check_backlog(self) -> None:
+        if self.transport.get_write_buffer_size() > WRITE_MAX_BYTES:
+            self.abort(f"the peer does not read: more than {WRITE_MAX_BYTES} bytes wait for it")
+
+    def _later(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = asyncio.get_running_loop().call_later(delay_s, call)

@@ -1,0 +1,229 @@
+"""A session: the streams of one authenticated link, of either role.
+
+The role (hub or backend client) adds its own events through ``events`` and decides what an unknown stream and an end of
+data mean; everything that both sides do alike stands here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from nexus.errors import RemoteProtocolError
+from nexus.link.connection import Link, LinkEnd
+from nexus.link.stream import Stream
+from nexus.protocol.constants import DATA_HEADER_BYTES, FEATURE_HALF_CLOSE, KIND_CONTROL, KIND_DATA
+from nexus.protocol.messages import Control, parse_control, simple_message
+from nexus.protocol.reasons import Reason
+
+_log = logging.getLogger("nexus.session")
+_PACE_PREFIX = b"pace:"
+
+EventHandlers = Mapping[str, Callable[[Control], None]]
+
+
+class Role(Protocol):
+    """What the hub and the backend client do differently."""
+
+    events: EventHandlers
+
+    def unknown_stream(self, stream_id: bytes) -> None:
+        """A data message for a stream that is not here."""
+
+    def ended_sending(self, stream: Stream) -> None:
+        """The endpoint sent its last byte and the peer does not know half-close."""
+
+    def overflowed(self, stream: Stream) -> None:
+        """The peer sent more than its window and the endpoint is slow."""
+
+    def text_received(self, text: str) -> None:
+        """A text message in the session."""
+
+    def pong_received(self, payload: bytes) -> None:
+        """A pong that the session did not ask for itself."""
+
+    def stream_ended(self, stream: Stream, reason: str) -> None:
+        """A stream is gone."""
+
+    def session_ended(self, end: LinkEnd) -> None:
+        """The link is gone; every stream was ended before."""
+
+
+class Session:
+    """The streams of one link. It is the link's owner from the end of the handshake on."""
+
+    def __init__(self, link: Link, role: Role, features: tuple[str, ...]) -> None:
+        """Take over ``link``; ``features`` is what both sides know."""
+        self.link = link
+        self.role = role
+        self.streams: dict[bytes, Stream] = {}
+        self.features = frozenset(features)
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.ended = False
+        self._waiting: deque[Stream] = deque()
+        self._withheld: list[bytes] = []
+        self._unpaced: list[Stream] = []
+        self._paced: list[Stream] = []
+        self._pace_number = 0
+        self._overflowing: set[Stream] = set()
+        self._events: EventHandlers = {
+            "disconnect": self._on_disconnect,
+            "pause_stream": self._on_pause,
+            "resume_stream": self._on_resume,
+            "half_close": self._on_half_close,
+            **role.events,
+        }
+
+    # -- Link owner -------------------------------------------------------------------------------------------------
+
+    def message_received(self, message: bytes) -> None:
+        """Dispatch one binary message; malformed ones are dropped, as the original does."""
+        kind = message[0] if message else 0
+        if kind == KIND_DATA and len(message) >= DATA_HEADER_BYTES:
+            stream = self.streams.get(message[1:DATA_HEADER_BYTES])
+            if stream is not None:
+                self.bytes_received += len(message) - DATA_HEADER_BYTES
+                stream.receive(memoryview(message)[DATA_HEADER_BYTES:])
+            else:
+                self.role.unknown_stream(message[1:DATA_HEADER_BYTES])
+        elif kind == KIND_CONTROL:
+            self._receive_control(message)
+        else:
+            _log.debug("dropped a message of kind %#04x and %d bytes", kind, len(message))
+
+    def text_received(self, text: str) -> None:
+        """Hand text to the role."""
+        self.role.text_received(text)
+
+    def pong_received(self, payload: bytes) -> None:
+        """Let paced streams go on, or hand the pong to the role."""
+        if payload != _PACE_PREFIX + b"%d" % self._pace_number or not self._paced:
+            self.role.pong_received(payload)
+            return
+        confirmed, self._paced = self._paced, []
+        for stream in confirmed:
+            if not stream.ended and stream.send_window.confirm():
+                stream.resume()
+        self._ping_for_pace()
+
+    def writable_changed(self) -> None:
+        """Send what waits while the link has room."""
+        if self.link.writable:
+            self._turn()
+
+    def link_lost(self, end: LinkEnd) -> None:
+        """End every stream visibly."""
+        self.ended = True
+        for stream in list(self.streams.values()):
+            stream.session_lost()
+        self._waiting.clear()
+        self._overflowing.clear()
+        self.role.session_ended(end)
+
+    # -- For streams ------------------------------------------------------------------------------------------------
+
+    def queue(self, stream: Stream) -> None:
+        """Give a stream its turns; called once until its turn says that it wants no more."""
+        self._waiting.append(stream)
+        if self.link.writable and len(self._waiting) == 1:
+            self._turn()
+
+    def out_of_credit(self, stream: Stream) -> None:
+        """Ask for a sign of life from a peer that does not grant credits, see ``SendWindow``."""
+        window = stream.send_window
+        if window.paced and not window.limited and window.available <= 0 and stream not in self._unpaced:
+            self._unpaced.append(stream)
+            self._ping_for_pace()
+
+    def hold_for(self, stream: Stream) -> None:
+        """Stop reading the link until a slow endpoint took its share: all that helps against a peer without credits."""
+        self._overflowing.add(stream)
+        self.link.hold()
+
+    def endpoint_drained(self, stream: Stream) -> None:
+        """Note that a stream's endpoint has room again."""
+        if stream in self._overflowing:
+            self._overflowing.discard(stream)
+            if not self._overflowing:
+                self.link.release()
+
+    def send_control(self, message: bytes) -> None:
+        """Send one control message behind everything sent so far."""
+        self.link.send_message(message)
+
+    def send_credits(self, message: bytes) -> None:
+        """Grant credits."""
+        self.link.send_message(message)
+
+    def send_eof(self, stream: Stream) -> None:
+        """Tell the peer that the stream's endpoint sent its last byte."""
+        if FEATURE_HALF_CLOSE in self.features:
+            self.link.send_message(simple_message("half_close", stream.id))
+        else:
+            self.role.ended_sending(stream)
+
+    def forget(self, stream: Stream, reason: str) -> None:
+        """Drop a stream that ended."""
+        self.streams.pop(stream.id, None)
+        self.endpoint_drained(stream)
+        self.role.stream_ended(stream, reason)
+
+    def buffered_bytes(self) -> int:
+        """Return the bytes that wait in this process, towards the peer and towards endpoints."""
+        waiting = 0 if self.link.transport.is_closing() else self.link.transport.get_write_buffer_size()
+        return waiting + sum(stream.endpoint.unwritten_bytes() for stream in self.streams.values())
+
+    # -- Inside -----------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Round robin: one message of every waiting stream, again and again, until the link is full."""
+        waiting = self._waiting
+        while waiting and self.link.writable:
+            if waiting[0].pump():
+                waiting.rotate(-1)
+            else:
+                waiting.popleft()
+
+    def _ping_for_pace(self) -> None:
+        if self._unpaced and not self._paced:
+            self._paced, self._unpaced = self._unpaced, []
+            self._pace_number += 1
+            self.link.ping(_PACE_PREFIX + b"%d" % self._pace_number)
+
+    def _receive_control(self, message: bytes) -> None:
+        try:
+            control = parse_control(memoryview(message)[1:])
+        except RemoteProtocolError as error:
+            _log.warning("dropped a control message: %s", error)
+            return
+        handler = self._events.get(control.event)
+        if handler is not None:
+            handler(control)
+
+    def _on_disconnect(self, control: Control) -> None:
+        stream = self.streams.get(control.stream_id)
+        if stream is not None:
+            stream.receive_disconnect(control.reason)
+
+    def _on_pause(self, control: Control) -> None:
+        stream = self.streams.get(control.stream_id)
+        if stream is not None:
+            stream.receive_pause()
+
+    def _on_resume(self, control: Control) -> None:
+        stream = self.streams.get(control.stream_id)
+        if stream is not None:
+            stream.receive_credits(control.credits)
+
+    def _on_half_close(self, control: Control) -> None:
+        stream = self.streams.get(control.stream_id)
+        if stream is not None:
+            stream.receive_eof()
+
+    def end_all(self, reason: Reason) -> None:
+        """Break every stream, telling the peer why."""
+        for stream in list(self.streams.values()):
+            stream.close(reason)

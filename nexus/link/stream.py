@@ -1,0 +1,367 @@
+"""One stream: the credits, the order and the ends of one proxied connection, between a session and an endpoint.
+
+The endpoint (usually a socket, ``endpoint.py``) calls ``send``, ``send_eof`` and ``endpoint_lost``; the session calls
+the ``receive_*`` methods. Nothing here waits: what cannot be sent now stays in ``_unsent`` while the endpoint does not
+read, so at most one read (or the prelude) is ever held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from nexus.protocol.constants import (
+    CREDITS_INITIAL,
+    CREDITS_OVERSHOOT,
+    PAYLOAD_MAX_BYTES,
+)
+from nexus.protocol.framing import Buffer
+from nexus.protocol.messages import credit_message, simple_message
+from nexus.protocol.reasons import Reason, is_clean
+from nexus.protocol.window import ReceiveWindow, SendWindow
+
+if TYPE_CHECKING:
+    from nexus.link.session import Session
+
+# What a slow endpoint may have waiting: the window and the overshoot the protocol allows, every message full.
+STREAM_BUFFER_MAX_BYTES: Final = (CREDITS_INITIAL + CREDITS_OVERSHOOT) * PAYLOAD_MAX_BYTES
+
+
+class Endpoint(Protocol):
+    """The byte stream at a stream's end; calls never block and never raise."""
+
+    def write(self, payload: Buffer) -> None:
+        """Take bytes; report through ``Stream.endpoint_full`` when too many wait."""
+
+    def write_eof(self) -> None:
+        """End the direction towards this endpoint once what was written is delivered."""
+
+    def finish(self) -> None:
+        """Deliver what was written, then end both directions."""
+
+    def abort(self) -> None:
+        """Break both directions, visibly (RST)."""
+
+    def read_more(self, wanted: bool) -> None:
+        """Read from this endpoint, or stop reading."""
+
+    def unwritten_bytes(self) -> int:
+        """Return how many bytes wait to be delivered."""
+
+
+class _Nowhere:
+    """The endpoint of a stream that has none yet (being dialled) or any more: keeps what arrives for ``attach``."""
+
+    def __init__(self) -> None:
+        self.written: list[Buffer] = []
+        self.bytes = 0
+        self.eof = self.finished = self.aborted = False
+
+    def write(self, payload: Buffer) -> None:
+        self.written.append(payload)
+        self.bytes += len(payload)
+
+    def write_eof(self) -> None:
+        self.eof = True
+
+    def finish(self) -> None:
+        self.finished = True
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.written.clear()
+        self.bytes = 0
+
+    def read_more(self, wanted: bool) -> None:
+        """Nothing to read from."""
+
+    def unwritten_bytes(self) -> int:
+        return self.bytes
+
+
+class Stream:
+    """One stream of one session.
+
+    ``ended`` is true from the moment the session forgets it. ``grants`` is false towards a hub that knows no credits:
+    it is paused and resumed instead (a grant would undo the pause).
+    """
+
+    __slots__ = (
+        "_eof_pending",
+        "_full",
+        "_in_queue",
+        "_reading",
+        "_unsent",
+        "active",
+        "bytes_received",
+        "bytes_sent",
+        "ended",
+        "endpoint",
+        "grants",
+        "id",
+        "idle_since",
+        "receive_window",
+        "received_eof",
+        "send_window",
+        "sent_eof",
+        "session",
+        "stalled_bytes",
+    )
+
+    def __init__(
+        self, session: Session, stream_id: bytes, window: SendWindow, endpoint: Endpoint | None = None
+    ) -> None:
+        """Start with ``window`` towards the peer and a first grant of CREDITS_INITIAL from it."""
+        self.session = session
+        self.id = stream_id
+        self.endpoint: Endpoint = endpoint or _Nowhere()
+        self.send_window = window
+        self.receive_window = ReceiveWindow(CREDITS_INITIAL)
+        self.grants = True
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.sent_eof = False
+        self.received_eof = False
+        self.ended = False
+        self.active = True
+        self.idle_since = 0.0
+        self.stalled_bytes = 0
+        self._unsent: deque[Buffer] = deque()
+        self._eof_pending = False
+        self._full = endpoint is None
+        self._in_queue = False
+        self._reading = True
+
+    def attach(self, endpoint: Endpoint) -> None:
+        """Give a dialled stream its endpoint, with everything that arrived meanwhile."""
+        waiting = self.endpoint
+        self.endpoint = endpoint
+        self._full = False
+        if not isinstance(waiting, _Nowhere):
+            return
+        if waiting.aborted:
+            endpoint.abort()
+            return
+        for payload in waiting.written:
+            endpoint.write(payload)
+        if waiting.finished:
+            endpoint.finish()
+        elif waiting.eof:
+            endpoint.write_eof()
+        if not self._full and not self.ended:
+            self._grant()
+
+    # -- From the endpoint ------------------------------------------------------------------------------------------
+
+    def send(self, payload: Buffer) -> None:
+        """Send bytes read from the endpoint, now or as soon as credits and the link allow."""
+        if self.ended:
+            return
+        self.active = True
+        session = self.session
+        if (
+            not self._unsent
+            and session.link.writable
+            and self.send_window.can_send()
+            and len(payload) <= PAYLOAD_MAX_BYTES
+        ):
+            self.send_window.take()
+            self.bytes_sent += len(payload)
+            session.bytes_sent += len(payload)
+            session.link.send_data(self.id, payload)
+            if not self.send_window.can_send():
+                self._want_read(wanted=False)
+                session.out_of_credit(self)
+            return
+        view = memoryview(payload)
+        self._unsent.extend(view[at : at + PAYLOAD_MAX_BYTES] for at in range(0, len(payload), PAYLOAD_MAX_BYTES))
+        self._want_read(wanted=False)
+        self.pump_soon()
+
+    def send_eof(self) -> None:
+        """The endpoint will send no more: say so after the last byte."""
+        if self.ended or self._eof_pending or self.sent_eof:
+            return
+        self.active = True
+        self._eof_pending = True
+        if not self._unsent:
+            self._send_eof_now()
+
+    def endpoint_lost(self, reason: Reason = Reason.RESET) -> None:
+        """The endpoint broke: tell the peer at once and drop what was not sent."""
+        if not self.ended:
+            self.session.send_control(simple_message("disconnect", self.id, reason))
+            self._end(reason)
+
+    def endpoint_full(self, full: bool) -> None:
+        """The endpoint has too much to deliver, or has room again; credits follow."""
+        self._full = full
+        if self.ended:
+            return
+        if not self.grants:
+            self._pause_peer(full)
+        if not full:
+            self.active = True
+            self.session.endpoint_drained(self)
+            if not self.ended:
+                self._grant()
+
+    # -- From the session -------------------------------------------------------------------------------------------
+
+    def receive(self, payload: Buffer) -> None:
+        """Deliver one data message."""
+        self.active = True
+        self.receive_window.receive()
+        if self.received_eof:
+            return
+        self.bytes_received += len(payload)
+        if len(payload):
+            self.endpoint.write(payload)
+        if not self._full:
+            self._grant()
+        elif self.endpoint.unwritten_bytes() > STREAM_BUFFER_MAX_BYTES:
+            self.session.role.overflowed(self)
+
+    def receive_credits(self, count: int) -> None:
+        """Handle ``resume_stream``: it ends a pause and may grant credits."""
+        self.send_window.paused = False
+        self.send_window.grant(count)
+        self.resume()
+
+    def receive_pause(self) -> None:
+        """Handle ``pause_stream``."""
+        self.send_window.paused = True
+        self._want_read(wanted=False)
+
+    def receive_eof(self) -> None:
+        """Handle ``half_close``: the peer will send no more."""
+        self.active = True
+        if not self.received_eof:
+            self.received_eof = True
+            if self.sent_eof:
+                self._finish()
+            else:
+                self.endpoint.write_eof()
+
+    def receive_disconnect(self, reason: str) -> None:
+        """Handle ``disconnect``: deliver what arrived if the peer ended cleanly, else break visibly."""
+        if is_clean(reason):
+            self.endpoint.finish()
+        else:
+            self.endpoint.abort()
+        self._end(reason or Reason.NORMAL)
+
+    def session_lost(self) -> None:
+        """The link is gone: nobody knows what did not arrive, so the end must be seen as broken."""
+        self.endpoint.abort()
+        self._end(Reason.SESSION_ENDED)
+
+    def close(self, reason: Reason) -> None:
+        """End the stream from this side, in the middle."""
+        if not self.ended:
+            self.session.send_control(simple_message("disconnect", self.id, reason))
+            self.endpoint.abort()
+            self._end(reason)
+
+    def end_cleanly(self) -> None:
+        """End the stream from this side after the last byte: the peer and the endpoint see an orderly end."""
+        if not self.ended:
+            self.session.send_control(simple_message("disconnect", self.id, Reason.NORMAL))
+            self._finish()
+
+    # -- Progress ---------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Send and read again after credits, a pong or a resume."""
+        if self._unsent:
+            self.pump_soon()
+        elif self.send_window.can_send():
+            self._want_read(wanted=True)
+
+    def pump_soon(self) -> None:
+        """Join the session's round robin where something can be sent."""
+        if not self.send_window.can_send():
+            self.session.out_of_credit(self)
+        elif not self._in_queue:
+            self._in_queue = True
+            self.session.queue(self)
+
+    def pump(self) -> bool:
+        """Send one waiting message (a turn of the round robin); return whether the stream wants another turn."""
+        self._in_queue = False
+        if self.ended or not self._unsent or not self.send_window.can_send():
+            return False
+        payload = self._unsent.popleft()
+        self.send_window.take()
+        self.bytes_sent += len(payload)
+        self.session.bytes_sent += len(payload)
+        self.session.link.send_data(self.id, payload)
+        if not self._unsent:
+            if self._eof_pending:
+                self._send_eof_now()
+                return False
+            if self.send_window.can_send():
+                self._want_read(wanted=True)
+                return False
+        if not self.send_window.can_send():
+            self.session.out_of_credit(self)
+            return False
+        self._in_queue = True
+        return True
+
+    def idle_s(self, now: float) -> float:
+        """Return for how long nothing moved in either direction, as seen by successive calls.
+
+        A stream that waits for its peer (no credits, paused, link full) is not idle; one whose endpoint takes none of
+        the bytes that wait for it is.
+        """
+        waiting = self.endpoint.unwritten_bytes()
+        moved = self.active or waiting != self.stalled_bytes
+        if moved or (not waiting and (self._unsent or not self._reading)):
+            self.active = False
+            self.stalled_bytes = waiting
+            self.idle_since = now
+        return now - self.idle_since
+
+    # -- Inside -----------------------------------------------------------------------------------------------------
+
+    def _want_read(self, *, wanted: bool) -> None:
+        if wanted is not self._reading:
+            self._reading = wanted
+            if not (self._eof_pending or self.sent_eof):
+                self.endpoint.read_more(wanted)
+
+    def _pause_peer(self, full: bool) -> None:  # noqa: FBT001 — a switch
+        """Slow down a hub that knows no credits; flag and level are one thing, so they cannot disagree."""
+        if full:
+            self.session.send_control(simple_message("pause_stream", self.id, Reason.BUFFER_FULL))
+        else:
+            self.session.send_control(simple_message("resume_stream", self.id))
+
+    def _grant(self) -> None:
+        if not self.grants:
+            return
+        if (count := self.receive_window.release()) and not self.ended:
+            self.session.send_credits(credit_message(self.id, count))
+
+    def _send_eof_now(self) -> None:
+        self._eof_pending = False
+        self.sent_eof = True
+        if self.received_eof:
+            self.session.send_eof(self)
+            self._finish()
+        else:
+            self.session.send_eof(self)
+
+    def _finish(self) -> None:
+        """Both directions ended in order: both sides know, no message is owed."""
+        if not self.ended:
+            self.endpoint.finish()
+            self._end(Reason.NORMAL)
+
+    def _end(self, reason: str) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self._unsent.clear()
+        self.session.forget(self, reason)

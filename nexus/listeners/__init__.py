@@ -1,0 +1,1 @@
+"""Public listeners: accept a client, peek at its first bytes, and hand it to whoever carries its stream."""

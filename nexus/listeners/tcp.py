@@ -1,0 +1,209 @@
+"""A public TCP port: accept, peek within bytes and time, open a stream, splice."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+from nexus.limits import UNBOUNDED, SourceCounter, source_key
+from nexus.link.endpoint import SocketEndpoint, finish, receive_view, reset
+from nexus.link.stream import Stream
+from nexus.listeners.answers import answer
+from nexus.listeners.peeks import Peeks
+from nexus.peek import Peeked, PeekStatus, peek
+from nexus.routing.decide import Reject, RejectReason
+from nexus.sockets import BACKLOG, format_address
+from nexus.transport import Dialer, OpenRequest
+
+_log = logging.getLogger("nexus.listeners")
+
+_TLS_HANDSHAKE: Final = 22  # RFC 8446 5.1: content type of a record
+
+_UNDECIDED: Final = {
+    PeekStatus.NOT_THIS: RejectReason.UNRECOGNISED,
+    PeekStatus.TOO_LARGE: RejectReason.TOO_LARGE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PeekBudget:
+    """How long a client may take to say whom it wants, in seconds, and how many may be at it; see the config docs."""
+
+    first_byte_s: float = 15
+    idle_extension_s: float = 5
+    absolute_max_s: float = 30
+    concurrent: int = 256
+    concurrent_per_source: int = 32
+    connections_per_source: int = UNBOUNDED
+    answers: bool = True
+
+
+@dataclass(slots=True)
+class ListenerStats:
+    """What the listeners counted; counters only ever rise."""
+
+    connections: Counter[int] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+class TcpListeners:
+    """All public TCP ports of a node: they share the budget and the counters."""
+
+    def __init__(self, dialer: Dialer, budget: PeekBudget) -> None:
+        """Open streams through ``dialer``."""
+        self.dialer = dialer
+        self.budget = budget
+        self.stats = ListenerStats()
+        self.peeks: Peeks[ClientPeek] = Peeks(budget.concurrent, budget.concurrent_per_source)
+        self.connections = SourceCounter(UNBOUNDED, budget.connections_per_source)
+        self._servers: list[asyncio.Server] = []
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Start to accept on a listening socket."""
+        server = await asyncio.get_running_loop().create_server(
+            lambda: ClientPeek(self, port), sock=sock, backlog=BACKLOG
+        )
+        port = int(sock.getsockname()[1])
+        self._servers.append(server)
+
+    def close(self) -> None:
+        """Stop accepting; drop who has not said whom it wants. Streams go on."""
+        for server in self._servers:
+            server.close()
+        for waiting in self.peeks.oldest_first():
+            waiting.give_up(RejectReason.OVERLOADED)
+
+
+class ClientPeek(asyncio.BufferedProtocol):
+    """A client's connection until it is known whom it wants; then another protocol takes the transport over."""
+
+    __slots__ = ("_absolute", "_eof", "_listeners", "_port", "_prelude", "_source", "_timer", "_transport", "_view")
+
+    def __init__(self, listeners: TcpListeners, port: int) -> None:
+        """Peek for one of ``listeners``' ports."""
+        self._listeners = listeners
+        self._port = port
+        self._prelude = bytearray()
+        self._view = receive_view()
+        self._eof = False
+        self._source = ""
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- asyncio callbacks ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit the connection, or refuse it."""
+        self._transport = cast(asyncio.Transport, transport)
+        listeners = self._listeners
+        listeners.stats.connections[self._port] += 1
+        peer = transport.get_extra_info("peername")
+        self._source = source_key(str(peer[0])) if peer else ""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if peer is None or not listeners.connections.admit(self._source):
+            self._refuse(RejectReason.OVERLOADED)
+            return
+        admitted, evicted = listeners.peeks.admit(self, self._source, now)
+        if evicted is not None:
+            evicted.give_up(RejectReason.OVERLOADED)
+        if not admitted:
+            listeners.connections.release(self._source)
+            self._refuse(RejectReason.OVERLOADED)
+            return
+        self._absolute = now + listeners.budget.absolute_max_s
+        self._wait_until(min(now + listeners.budget.first_byte_s, self._absolute))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Offer the shared buffer."""
+        del sizehint
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Look at everything read so far."""
+        before = len(self._prelude)
+        self._prelude += self._view[:nbytes]
+        seen = peek(self._prelude, seen=before)
+        if seen is PeekStatus.NEED_MORE:
+            now = asyncio.get_running_loop().time()
+            self._wait_until(min(now + self._listeners.budget.idle_extension_s, self._absolute))
+        elif isinstance(seen, Peeked):
+            self._open(seen.host, RejectReason.NO_NAME, is_tls=seen.kind == "tls", is_http=seen.kind == "http")
+        else:
+            is_tls = self._prelude[0] == _TLS_HANDSHAKE
+            self._open(None, _UNDECIDED[seen], is_tls=is_tls, is_http=seen is PeekStatus.TOO_LARGE)
+
+    def eof_received(self) -> bool:
+        """A client that ends before it said anything useful is gone."""
+        self._eof = True
+        self.give_up(RejectReason.CLIENT_GONE)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        del exc
+        if self._leave():
+            self._listeners.connections.release(self._source)
+            self._listeners.stats.rejected[RejectReason.CLIENT_GONE.value] += 1
+
+    # -- Outcomes ---------------------------------------------------------------------------------------------------
+
+    def give_up(self, reason: RejectReason) -> None:
+        """Close without an answer: nothing is known of what the client speaks."""
+        if self._leave():
+            self._listeners.connections.release(self._source)
+            self._refuse(reason)
+
+    def _open(self, host: str | None, nameless: RejectReason, *, is_tls: bool, is_http: bool) -> None:
+        self._leave()
+        peer = self._transport.get_extra_info("peername")
+        request = OpenRequest(host, is_tls, self._port, format_address(peer), nameless)
+        opened = self._listeners.dialer.open_stream(request)
+        if isinstance(opened, Stream):
+            self._splice(opened)
+            return
+        self._count(opened)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s on port %d: %s %s", request.client, self._port, opened.reason.value, opened.host)
+        if self._listeners.budget.answers and not self._eof:
+            self._transport.write(answer(opened.reason, is_tls=is_tls, is_http=is_http))
+        finish(self._transport, eof_received=self._eof, on_closed=self._release)
+
+    def _splice(self, stream: Stream) -> None:
+        endpoint = SocketEndpoint(stream, self._transport, on_closed=self._release)
+        self._transport.set_protocol(endpoint)
+        stream.attach(endpoint)
+        stream.send(bytes(self._prelude))
+
+    def _release(self) -> None:
+        self._listeners.connections.release(self._source)
+
+    def _refuse(self, reason: RejectReason) -> None:
+        self._count(Reject(reason))
+        if reason is RejectReason.OVERLOADED:
+            reset(self._transport)  # costs nothing more, here or there
+        else:
+            self._transport.close()
+
+    def _count(self, rejected: Reject) -> None:
+        self._listeners.stats.rejected[rejected.reason.value] += 1
+
+    def _leave(self) -> bool:
+        """End the peek; return whether it was still under way."""
+        if self._timer is None:
+            return False
+        self._timer.cancel()
+        self._timer = None
+        self._listeners.peeks.leave(self)
+        return True
+
+    def _wait_until(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._time_out)
+
+    def _time_out(self) -> None:
+        self.give_up(RejectReason.TIMEOUT)

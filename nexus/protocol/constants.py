@@ -1,0 +1,57 @@
+"""Every number of the backend protocol, with its unit and origin.
+
+"Original" means the existing Go implementation, v0.3.x, with which all of these interoperate.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# -- Messages ---------------------------------------------------------------------------------------------------------
+KIND_DATA: Final = 0x01  # original: first byte of a data message
+KIND_CONTROL: Final = 0x02  # original: first byte of a control message
+STREAM_ID_BYTES: Final = 16  # original: a UUID in network byte order
+DATA_HEADER_BYTES: Final = 1 + STREAM_ID_BYTES
+PAYLOAD_MAX_BYTES: Final = 32_768  # original: payload of one data message
+MESSAGE_MAX_BYTES: Final = PAYLOAD_MAX_BYTES + DATA_HEADER_BYTES  # 32,785: original, receivers close with 1009 above it
+NIL_STREAM_ID: Final = bytes(STREAM_ID_BYTES)  # RFC 9562 5.9: the nil UUID
+
+# -- Credits (unit: one data message) -----------------------------------------------------------------------------------
+CREDITS_INITIAL: Final = 64  # original: first grant in either direction
+CREDITS_BATCH: Final = 8  # original: a receiver grants again after this many messages
+CREDITS_MAX: Final = 1 << 20  # original: defensive clamp of any grant
+CREDITS_OVERSHOOT: Final = 64  # original: a client may exceed its grants by 8 + 1 + probes; the Go hub tolerates 64
+# Until the other side granted credits it may be an older program with a queue of 64 messages that asks for a pause at
+# 48. With at most this many messages not yet confirmed by a pong, its queue can never overflow: 48 + 8 + 8 = 64.
+UNCREDITED_MAX: Final = 8
+
+# -- Handshake ----------------------------------------------------------------------------------------------------------
+CONNECT_PATH: Final = "/connect"
+NONCE_BYTES: Final = 32  # original: base64url without padding, 43 characters
+HANDSHAKE_MESSAGE_MAX_BYTES: Final = 65_536  # ours: a token; the original has no bound here
+UPGRADE_HEAD_MAX_BYTES: Final = 16_384  # ours: HTTP request or response head of the upgrade
+CHALLENGE_TYPE: Final = "handshake_challenge"
+REAUTH_TYPE: Final = "reauth_challenge"
+CLOSE_REASON_MAX_BYTES: Final = 123  # RFC 6455 5.5: control frame of 125 bytes less the code
+CLOSE_GOING_AWAY: Final = 1001  # RFC 6455 7.4.1
+CLOSE_PROTOCOL_ERROR: Final = 1002
+CLOSE_POLICY: Final = 1008
+CLOSE_TOO_BIG: Final = 1009
+
+UPGRADE_TIMEOUT_S: Final = 10.0  # ours: TLS and HTTP upgrade, each
+STAGE0_TIMEOUT_S: Final = 10.0  # original: hub waits for the first token
+CHALLENGE_TIMEOUT_S: Final = 15.0  # original: client waits for the challenge
+# The original allows 10 s; its client's own token command may take 15 s, so a slow command could never log in.
+STAGE1_TIMEOUT_S: Final = 20.0
+
+# -- Liveness -----------------------------------------------------------------------------------------------------------
+HUB_PING_INTERVAL_S: Final = 10.0  # original 54 s; a dead backend is found within HUB_DEAD_AFTER_S
+HUB_DEAD_AFTER_S: Final = 25.0  # original 60 s
+CLIENT_PING_INTERVAL_S: Final = 5.0  # original
+CLIENT_DEAD_AFTER_S: Final = 10.0  # original
+DIAL_TIMEOUT_S: Final = 10.0  # original: client dials the local service
+
+# -- Features (ours; docs/protocol.md, "Extensions") ----------------------------------------------------------------------
+FEATURE_HALF_CLOSE: Final = "half_close"
+FEATURE_DRAIN: Final = "drain"
+FEATURES: Final = (FEATURE_HALF_CLOSE, FEATURE_DRAIN)

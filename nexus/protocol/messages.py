@@ -1,0 +1,148 @@
+"""Control messages: one flat JSON object after the byte 0x02.
+
+Strategy: a received object becomes one frozen ``Control``; fields that the event does not use keep their zero value, as
+on the wire the original drops zero values. The known keys are strict about types (the original rejects the whole
+message when one is wrong), unknown keys and events are ignored by whoever reads the ``Control``. Messages that travel
+often are written by plain string formatting, the rest through ``json``. Keys are matched in lower case as the original
+matches them without regard to case; the last of several spellings wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from nexus.errors import RemoteProtocolError
+from nexus.protocol.constants import KIND_CONTROL, NIL_STREAM_ID, STREAM_ID_BYTES
+
+_CONTROL: Final = bytes([KIND_CONTROL])
+_HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
+_GROUPED_TEXT_CHARS: Final = 36
+_HYPHENS: Final = (8, 13, 18, 23)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One control message; absent fields have their zero value."""
+
+    event: str
+    stream_id: bytes = NIL_STREAM_ID
+    conn_port: int = 0
+    client_ip: str = ""
+    transport: str = ""
+    hostname: str = ""
+    is_tls: bool = False
+    reason: str = ""
+    target_addr: str = ""
+    success: bool = False
+    credits: int = 0
+    features: tuple[str, ...] = ()
+
+
+# JSON key -> (field of Control, accepted type). ``features`` is ours, see docs/protocol.md.
+_KEYS: Final[dict[str, type]] = {
+    "event": str,
+    "conn_port": int,
+    "client_ip": str,
+    "transport": str,
+    "hostname": str,
+    "is_tls": bool,
+    "reason": str,
+    "target_addr": str,
+    "success": bool,
+    "credits": int,
+}
+
+
+def new_stream_id() -> bytes:
+    """Return 16 random bytes that form a version 4 UUID (RFC 9562 section 5.4)."""
+    raw = bytearray(os.urandom(STREAM_ID_BYTES))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    return bytes(raw)
+
+
+def id_text(stream_id: bytes) -> str:
+    """Return the canonical 8-4-4-4-12 lower-case text of a stream id."""
+    text = stream_id.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def parse_id(text: str) -> bytes:
+    """Return the 16 bytes of a UUID in any form the original accepts: grouped, bare hex, braced or ``urn:uuid:``.
+
+    Raises:
+        RemoteProtocolError: for any other text.
+    """
+    bare = text
+    if bare[:9].lower() == "urn:uuid:":
+        bare = bare[9:]
+    elif len(bare) == _GROUPED_TEXT_CHARS + 2 and bare[0] == "{" and bare[-1] == "}":
+        bare = bare[1:-1]
+    if len(bare) == _GROUPED_TEXT_CHARS and all(bare[at] == "-" for at in _HYPHENS):
+        bare = bare.replace("-", "", 4)
+    if len(bare) != 2 * STREAM_ID_BYTES or not _HEX_DIGITS.issuperset(bare):
+        raise RemoteProtocolError(f"client_id is not a UUID: {text[:64]!r}")
+    return bytes.fromhex(bare)
+
+
+def parse_control(body: bytes | memoryview) -> Control:
+    """Parse the JSON of a control message (without the leading 0x02).
+
+    Raises:
+        RemoteProtocolError: not a JSON object, or a known key of the wrong type. The session goes on; the message is
+            dropped, as the original does.
+    """
+    try:
+        document = json.loads(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise RemoteProtocolError("control message is not JSON") from error
+    if not isinstance(document, dict):
+        raise RemoteProtocolError("control message is not a JSON object")
+    fields: dict[str, object] = {}
+    for key, value in document.items():
+        name = key.lower()
+        if value is None:
+            continue
+        if name == "client_id":
+            if not isinstance(value, str):
+                raise RemoteProtocolError("client_id is not a string")
+            fields["stream_id"] = parse_id(value)
+        elif name == "features":
+            fields[name] = parse_features(value)
+        elif (kind := _KEYS.get(name)) is not None:
+            if type(value) is not kind:
+                raise RemoteProtocolError(f"{name} is not of type {kind.__name__}")
+            fields[name] = value
+    return Control(**{"event": "", **fields})  # type: ignore[arg-type]
+
+
+def parse_features(value: object) -> tuple[str, ...]:
+    """Return the feature names in ``value``; anything that is not a list of strings names none."""
+    if not isinstance(value, list):
+        return ()
+    return tuple(item for item in value if isinstance(item, str))
+
+
+def serialize_control(message: Control) -> bytes:
+    """Return the whole binary message (0x02 and JSON without spaces) without zero values, as the original does."""
+    document: dict[str, object] = {"event": message.event, "client_id": id_text(message.stream_id)}
+    for name in _KEYS:
+        if name != "event" and (value := getattr(message, name)):
+            document[name] = value
+    if message.features:
+        document["features"] = list(message.features)
+    return _CONTROL + json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def credit_message(stream_id: bytes, count: int) -> bytes:
+    """Return ``resume_stream`` granting ``count`` messages: the one control message that accompanies every transfer."""
+    return b'\x02{"event":"resume_stream","client_id":"%b","credits":%d}' % (id_text(stream_id).encode(), count)
+
+
+def simple_message(event: str, stream_id: bytes, reason: str = "") -> bytes:
+    """Return a control message that carries no more than an optional reason (ASCII, one of ``Reason``)."""
+    tail = f',"reason":"{reason}"' if reason else ""
+    return f'\x02{{"event":"{event}","client_id":"{id_text(stream_id)}"{tail}}}'.encode()

@@ -1,0 +1,79 @@
+"""Credits: who may send how many data messages on one stream.
+
+Strategy: one ``SendWindow`` and one ``ReceiveWindow`` a stream and side. The unit is one data message of any size. A
+side that was never granted credits does not know whether its peer is an older program without credits or only has not
+answered yet; it may have ``UNCREDITED_MAX`` messages under way that no pong has confirmed (a pong proves that the
+peer's reader has taken everything sent before the ping). ``pause_stream`` stops the sender whatever its credits, any
+``resume_stream`` lets it go on.
+"""
+
+from __future__ import annotations
+
+from nexus.protocol.constants import CREDITS_BATCH, CREDITS_MAX, UNCREDITED_MAX
+
+
+class SendWindow:
+    """How many messages this side may still send.
+
+    ``limited`` turns true with the first grant. ``paced`` is set where an unlimited sender must wait for pongs.
+    """
+
+    __slots__ = ("available", "limited", "paced", "paused")
+
+    def __init__(self, granted: int = 0, *, paced: bool) -> None:
+        """Start with ``granted`` credits; 0 or less means that the other side does not (yet) speak of credits."""
+        self.limited = granted > 0
+        self.paced = paced
+        self.paused = False
+        self.available = min(granted, CREDITS_MAX) if self.limited else UNCREDITED_MAX
+
+    def can_send(self) -> bool:
+        """Tell whether one more message may be sent now."""
+        return not self.paused and (self.available > 0 or not (self.limited or self.paced))
+
+    def take(self) -> None:
+        """Account one message; call only after ``can_send``."""
+        if self.limited or self.paced:
+            self.available -= 1
+
+    def grant(self, count: int) -> None:
+        """Add a grant; the first one starts the counting: messages sent before it are not counted."""
+        if count <= 0:
+            return
+        self.available = min((self.available if self.limited else 0) + min(count, CREDITS_MAX), CREDITS_MAX)
+        self.limited = True
+
+    def confirm(self) -> bool:
+        """Note a pong; return whether it makes room for a sender that was out of it."""
+        if self.limited or not self.paced:
+            return False
+        had_room = self.available > 0
+        self.available = UNCREDITED_MAX
+        return not had_room
+
+
+class ReceiveWindow:
+    """How many messages the other side may still send, and when to grant more.
+
+    ``held`` counts messages taken from the wire for which no new credit was granted yet.
+    """
+
+    __slots__ = ("batch", "held", "size")
+
+    def __init__(self, size: int) -> None:
+        """Start with ``size`` messages granted; a grant follows for every ``CREDITS_BATCH`` messages that left."""
+        self.size = size
+        self.batch = min(CREDITS_BATCH, size)
+        self.held = 0
+
+    def receive(self) -> None:
+        """Account one message from the wire."""
+        self.held += 1
+
+    def release(self) -> int:
+        """Return the grant that is due now that everything received so far has left, 0 while it is below a batch."""
+        if self.held < self.batch:
+            return 0
+        count = self.held
+        self.held = 0
+        return count

@@ -1,0 +1,160 @@
+"""TLS contexts: the hub's, that of those who dial it, and a certificate that is renewed under a running hub.
+
+Both ends speak TLS 1.2 or newer and ``http/1.1`` only: the hub protocol is an HTTP/1.1 upgrade, and a side that
+agreed on ``h2`` could not make it. Neither context honours ``SSLKEYLOGFILE``: session keys go to no file.
+Sources: spec backend-protocol 1; RFC 7301; RFC 8996 (no TLS before 1.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nexus.errors import TlsFileError
+from nexus.tls.certificates import Certificate, CertificateFiles, load_into, read_certificate
+
+ALPN = ("http/1.1",)
+"""The only application protocol: RFC 6455 upgrades HTTP/1.1 (spec backend-protocol 1, ALPN hazard)."""
+
+WATCH_INTERVAL_S = 60.0
+"""Seconds between two looks at the certificate files: renewals run days ahead, and a look costs two stat calls."""
+
+_logger = logging.getLogger("nexus.tls")
+
+_Signature = tuple[tuple[int, int, int] | None, ...]
+
+
+def hub_server_context(certificate: Certificate | None = None) -> ssl.SSLContext:
+    """Return the hub's context: TLS 1.2 or newer, OpenSSL's default ciphers, no client certificate asked for.
+
+    Without ``certificate`` every handshake fails until one is loaded. Raises TlsFileError when OpenSSL refuses the
+    certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A TLS 1.2 client could otherwise make the hub redo handshakes within one connection as often as it likes.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(ALPN)
+    if certificate is not None:
+        load_into(context, certificate)
+    return context
+
+
+def hub_client_context(ca_file: Path | None = None) -> ssl.SSLContext:
+    """Return the context of a program that dials a hub: verified chain, verified hostname, TLS 1.2 or newer.
+
+    Trust is the system's; with ``ca_file`` (PEM, one or more CA certificates) it is these alone, so that no public CA
+    can vouch for a hub with a private one. Raises TlsFileError when ``ca_file`` cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # sets check_hostname and CERT_REQUIRED
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(ALPN)
+    if ca_file is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        return context
+    try:
+        context.load_verify_locations(cafile=ca_file)
+    except ssl.SSLError:
+        raise TlsFileError(f"{ca_file}: holds no CA certificate; expected PEM text") from None
+    except OSError as error:
+        raise TlsFileError(f"{ca_file}: cannot be read: {error.strerror}; correct the path or its owner") from error
+    return context
+
+
+class ReloadingCertificate:
+    """A hub context whose certificate follows its files.
+
+    ``context`` stays the same object for life, so listeners keep it: new handshakes see a renewed certificate, running
+    sessions notice nothing. Use from one thread only, that of the event loop. Raises TlsFileError when the pair cannot
+    be used at the start; later a bad pair keeps the old one in service.
+    """
+
+    def __init__(self, files: CertificateFiles, *, clock: Callable[[], float] = time.time) -> None:
+        """Load ``files``; ``clock`` tells unix seconds and is only used for warnings."""
+        self._files = files
+        self._clock = clock
+        self._signature = _signature(files)  # before the read: a change during it shows at the next look
+        self._certificate = read_certificate(files)
+        self._failure = ""
+        self._warned: tuple[str, ...] = ()
+        self.context = hub_server_context(self._certificate)
+
+    @property
+    def certificate(self) -> Certificate:
+        """The certificate in service."""
+        return self._certificate
+
+    @property
+    def expires_at(self) -> float:
+        """When the certificate in service expires, in unix seconds."""
+        return self._certificate.expires_at
+
+    def reload_if_changed(self) -> bool:
+        """Take over a changed pair; return whether a new one is in service now.
+
+        A pair that cannot be used, such as one that is half written, leaves the old one in service, is tried again at
+        the next call, and raises TlsFileError the first time only: the same failure again just returns False.
+        """
+        signature = _signature(self._files)
+        if signature == self._signature:
+            self._failure = ""
+            return False
+        try:
+            self._take_over(read_certificate(self._files))
+        except TlsFileError as error:
+            if str(error) == self._failure:
+                return False
+            self._failure = str(error)
+            raise
+        self._signature = signature
+        self._failure = ""
+        return True
+
+    async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
+        """Look at the files now and every ``interval_s`` seconds until cancelled; a bad pair never ends it.
+
+        Logs renewals, each failure once, and ``Certificate.warnings`` whenever they change.
+        """
+        while True:
+            self._look()
+            await asyncio.sleep(interval_s)
+
+    def _look(self) -> None:
+        try:
+            if self.reload_if_changed():
+                _logger.info("%s: renewed, %s", self._files.cert_file, self._certificate.subject)
+        except TlsFileError as error:
+            _logger.error("%s (the old certificate stays in service)", error)  # noqa: TRY400 — it names file and mend
+        warnings = self._certificate.warnings(self._clock())
+        if warnings != self._warned:
+            self._warned = warnings
+            for warning in warnings:
+                _logger.warning("%s", warning)
+
+    def _take_over(self, certificate: Certificate) -> None:
+        # OpenSSL keeps one pair per kind of key and there is no call to drop one: next to a new RSA pair, the old
+        # ECDSA pair would go on being served until it expires.
+        if certificate.key_algorithm != self._certificate.key_algorithm:
+            raise TlsFileError(
+                f"{self._files.key_file}: the kind of key changed from {self._certificate.key_algorithm} to "
+                f"{certificate.key_algorithm}; restart the node to use it"
+            )
+        load_into(self.context, certificate)
+        self._certificate = certificate
+
+
+def _signature(files: CertificateFiles) -> _Signature:
+    """What changes when a file does: modification time (ns), size and inode of both, links followed; None if gone."""
+    return tuple(_file_signature(path) for path in (files.cert_file, files.key_file))
+
+
+def _file_signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

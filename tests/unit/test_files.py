@@ -1,0 +1,102 @@
+"""nexus.files: whole or not at all, and with the right mode."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nexus.files import PRIVATE_MODE, PUBLIC_MODE, write_private, write_public
+
+Writer = Callable[[Path, bytes], None]
+WRITERS = [(write_private, PRIVATE_MODE), (write_public, PUBLIC_MODE)]
+
+
+@pytest.fixture(params=[0o000, 0o077, 0o022])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Every umask an operator may have."""
+    value: int = request.param
+    before = os.umask(value)
+    yield value
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize(("write", "mode"), WRITERS)
+def test_a_written_file_has_its_content_and_exact_mode(write: Writer, mode: int, tmp_path: Path) -> None:
+    """The mode is that of the function whatever the umask."""
+    path = tmp_path / "file"
+    write(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(("write", "mode"), WRITERS)
+def test_a_replaced_file_takes_content_and_mode_of_the_new_one(write: Writer, mode: int, tmp_path: Path) -> None:
+    """An old file that everybody could write does not hand its mode on."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old and longer")
+    path.chmod(0o666)
+    write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_secret_is_private_before_it_has_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The temporary file is created with 0600, not opened up and closed afterwards."""
+    modes = []
+    real = os.open
+
+    def watched(path: Path, flags: int, mode: int = 0o777) -> int:
+        descriptor = real(path, flags, mode)
+        if flags & os.O_CREAT:
+            modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return descriptor
+
+    monkeypatch.setattr(os, "open", watched)
+    before = os.umask(0)
+    try:
+        write_private(tmp_path / "secret", b"secret")
+    finally:
+        os.umask(before)
+    assert modes == [PRIVATE_MODE]
+
+
+def test_a_symbolic_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
+    """Whoever can plant a link cannot make us overwrite another file."""
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    write_private(link, b"secret")
+    assert target.read_bytes() == b"precious"
+    assert not link.is_symlink()
+    assert link.read_bytes() == b"secret"
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_no_temporary_one(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, or a rename that is refused, costs nothing that was there."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync", refuse) if failing == "fsync" else (Path, "replace", refuse)))
+    with pytest.raises(OSError, match="No space"):
+        write_private(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    """Directories are the caller's business."""
+    with pytest.raises(FileNotFoundError):
+        write_public(tmp_path / "absent" / "file", b"")
