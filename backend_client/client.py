@@ -7,7 +7,7 @@ import logging
 import random
 import ssl
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from websockets.client import ClientProtocol
 from websockets.uri import WebSocketURI, parse_uri
@@ -16,9 +16,9 @@ from backend_client.backoff import Backoff, FailureKind
 from backend_client.events import Event, EventHandler, EventKind, Stats
 from backend_client.proxy import open_tunnel, proxy_for
 from backend_client.session import ClientSession, Forwarder
-from backend_client.tokens import Stage, TokenProvider, TokenRequest
+from backend_client.tokens import CachingProvider, Stage, TokenProvider, TokenRequest
 from nexus.errors import NexusError, RejectedError
-from nexus.link.connection import Link, LinkEnd
+from nexus.link.connection import WEBSOCKET_LOG, Link, LinkEnd
 from nexus.link.inbox import Inbox
 from nexus.link.stream import Stream
 from nexus.protocol.constants import (
@@ -118,7 +118,7 @@ class BackendClient:
                 while not self._stop.done():
                     delay_s = await self._one_session(tasks)
                     await asyncio.wait([self._stop], timeout=delay_s)
-                raise _Stopped  # ends what handlers may still be doing
+                raise _Stopped  # noqa: TRY301 — ends what handlers may still be doing
         except* _Stopped:
             self._tell(EventKind.STOPPED)
 
@@ -150,12 +150,17 @@ class BackendClient:
             last_error=self._last_error,
         )
 
+    @property
+    def rejections(self) -> int:
+        """How often in a row the hub refused the token."""
+        return self._backoff.rejections
+
     # -- One session ------------------------------------------------------------------------------------------------
 
     async def _one_session(self, tasks: asyncio.TaskGroup) -> float:
         """Connect, serve until the end, and return how long to wait before the next attempt."""
         attempt = tasks.create_task(self._attempt(tasks))
-        await asyncio.wait([attempt, self._stop], return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(attempt, self._stop)
         if not attempt.done():
             attempt.cancel()
             return 0.0
@@ -175,7 +180,7 @@ class BackendClient:
         link = client.session.link
         if self._health.enabled:
             tasks.create_task(self._check_health(client))
-        await asyncio.wait([self._stop, link.lost], return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(self._stop, link.lost)
         if not link.lost.done():
             await client.drain(self._drain_timeout_s)
         return await link.lost
@@ -212,7 +217,7 @@ class BackendClient:
 
     async def _accepted(self, client: ClientSession) -> None:
         link = client.session.link
-        await asyncio.wait([client.accepted, link.lost], timeout=ACCEPT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(client.accepted, link.lost, timeout_s=ACCEPT_TIMEOUT_S)
         if link.lost.done():
             end = link.lost.result()
             if end.code == CLOSE_POLICY:
@@ -228,7 +233,9 @@ class BackendClient:
 
     async def _dial(self, inbox: Inbox) -> Link:
         uri = self._uri
-        link = Link(ClientProtocol(uri, max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=_log), inbox, path=uri.path)
+        link = Link(
+            ClientProtocol(uri, max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG), inbox, path=uri.path
+        )
         inbox.guard(link)
         loop = asyncio.get_running_loop()
         context = (self._context or ssl.create_default_context()) if uri.secure else None
@@ -267,9 +274,14 @@ class BackendClient:
     def _failed(self, error: BaseException) -> float:
         self._failures += 1
         self._last_error = str(error) or type(error).__name__
-        rejected = isinstance(error, RejectedError)
-        delay_s = self._backoff.after_failure(FailureKind.REJECTED if rejected else FailureKind.TRANSIENT, self._rng)
-        self._tell(EventKind.REJECTED if rejected else EventKind.FAILED, self._last_error, delay_s)
+        kind = _failure_kind(error)
+        delay_s = self._backoff.after_failure(kind, self._rng)
+        if kind is FailureKind.REJECTED:
+            if isinstance(self._tokens, CachingProvider):
+                self._tokens.forget()
+            if self._backoff.persistent:
+                _log.error("%s refused the token %d times: %s", self.hub, self._backoff.rejections, error)
+        self._tell(EventKind.REJECTED if kind is FailureKind.REJECTED else EventKind.FAILED, self._last_error, delay_s)
         return delay_s
 
     def _stream_changed(self, stream: Stream, reason: str | None) -> None:
@@ -279,6 +291,16 @@ class BackendClient:
     def _tell(self, kind: EventKind, detail: str = "", retry_s: float = 0.0) -> None:
         if self._on_event is not None:
             self._on_event(Event(kind, self.hub, detail, retry_s))
+
+
+async def _first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
+    await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _failure_kind(error: BaseException) -> FailureKind:
+    if not isinstance(error, RejectedError):
+        return FailureKind.TRANSIENT
+    return FailureKind.of_http_status(error.http_status) if error.http_status else FailureKind.REJECTED
 
 
 class _Stopped(Exception):  # noqa: N818 — leaves the task group, is no error

@@ -159,9 +159,12 @@ def _mistakes(record: Record) -> Iterator[Problem]:
             mend = "write wss://host:8443/connect"
             yield record.problem(f"nexusAddresses[{index}]", what, mend)
     attestation = record.table("attestation")
-    if not any(attestation.text(key).strip() for key in ("command", "hmacSecret", "hmacSecretFile")):
+    sources = ("command", "hmacSecret", "hmacSecretFile")
+    if "attestation" not in record.broken and not any(attestation.text(key).strip() for key in sources):
         yield record.problem("attestation", "names no source of tokens", "set command, hmacSecret or hmacSecretFile")
     for mapping in record.port_tables("portMappings").values():
+        if not mapping.given and "portMappings" not in record.broken:
+            yield mapping.problem("", "has no target", "set default or hosts")
         yield from _mapping_mistakes(mapping)
     if "flowControl" not in record.broken:
         yield from _flow_mistakes(record.table("flowControl"))
@@ -200,8 +203,6 @@ def _url_mistake(address: str) -> str:
 
 
 def _mapping_mistakes(mapping: Record) -> Iterator[Problem]:
-    if not mapping.given:
-        yield mapping.problem("", "has no target", "set default or hosts")
     if mapping.text("default") and (what := _target_mistake(mapping.text("default"))):
         yield mapping.problem("default", what)
     patterns: set[str] = set()

@@ -149,7 +149,7 @@ class _Endpoint:
     def abort(self) -> None:
         self._connection.end(reset=True)
 
-    def read_more(self, wanted: bool) -> None:  # noqa: FBT001 — the seam's signature
+    def read_more(self, wanted: bool) -> None:
         self._connection.allow_sending(wanted=wanted)
 
     def unwritten_bytes(self) -> int:

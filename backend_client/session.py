@@ -71,7 +71,7 @@ class Forwarder:
         except NexusError as error:
             _log.debug("a stream for %s broke: %s", info.hostname, error)
             connection.abort()
-        except Exception:  # the handler is not ours: its failure ends its stream, not the session
+        except Exception:  # noqa: BLE001 — the handler is not ours: its failure ends its stream, not the session
             _log.exception("the handler failed on a stream for %s", info.hostname)
             connection.abort()
         else:

@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import time
-from asyncio import subprocess
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from nexus.auth.claims import UdpRoute
-from nexus.auth.mint import Stage, TokenSpec, build_claims, mint_token
+from nexus.auth.mint import Stage as Stage  # noqa: PLC0414 — part of `TokenRequest`, so of this module's interface
+from nexus.auth.mint import TokenSpec, build_claims, mint_token
 from nexus.errors import TokenProviderError
 
 COMMAND_TIMEOUT_DEFAULT_S: Final = 15.0
@@ -94,10 +95,14 @@ class TokenProvider(Protocol):
 
 
 class TokenIssuer(TokenProvider, Protocol):
-    """A provider that knows when its tokens expire."""
+    """A provider that knows when its tokens expire; `token` follows from `issue`."""
+
+    async def token(self, request: TokenRequest) -> str:
+        """Return a fresh token; errors as in `issue`."""
+        return (await self.issue(request)).token
 
     async def issue(self, request: TokenRequest) -> IssuedToken:
-        """Return a fresh token; otherwise as `TokenProvider.token`."""
+        """Return a fresh token and its expiry; otherwise as `TokenProvider.token`."""
 
 
 class CachingProvider:
@@ -114,11 +119,7 @@ class CachingProvider:
         self._kept: dict[TokenRequest, tuple[str, float]] = {}
 
     async def token(self, request: TokenRequest) -> str:
-        """Return a kept or a fresh token; only the stage ``handshake`` is ever kept.
-
-        Raises:
-            TokenProviderError: As the provider behind.
-        """
+        """Return a kept or a fresh token; only the stage ``handshake`` is ever kept. Errors are the issuer's."""
         if request.stage != "handshake":
             return await self._issuer.token(request)
         now = self._clock()
@@ -141,7 +142,7 @@ class CachingProvider:
         self._kept[request] = (issued.token, until)
 
 
-class HmacTokenProvider:
+class HmacTokenProvider(TokenIssuer):
     """Signs tokens itself with a secret shared with the hub (HS256).
 
     A secret in a file is read for every token, so a rotated one works without a restart. White space around the secret
@@ -158,16 +159,8 @@ class HmacTokenProvider:
         self._terms = terms
         self._clock = clock
 
-    async def token(self, request: TokenRequest) -> str:
-        """Return a fresh token.
-
-        Raises:
-            TokenProviderError: The secret's file cannot be read, is too long or empty, or the secret is empty.
-        """
-        return (await self.issue(request)).token
-
     async def issue(self, request: TokenRequest) -> IssuedToken:
-        """Return a fresh token and its expiry; errors as in `token`."""
+        """Return a fresh token and its expiry; TokenProviderError if the secret or its file is empty or unusable."""
         secret = await self._read_secret()
         spec = dataclasses.replace(
             self._terms,
@@ -194,7 +187,7 @@ class HmacTokenProvider:
         return secret
 
 
-class CommandTokenProvider:
+class CommandTokenProvider(TokenIssuer):
     """Runs a command that prints a token.
 
     The command gets the request in its environment, an empty stdin and a process group of its own. It must exit with
@@ -215,18 +208,14 @@ class CommandTokenProvider:
         self._env = dict(env or {})
         self._timeout_s = timeout_s
 
-    async def token(self, request: TokenRequest) -> str:
-        """Run the command and return its token.
+    async def issue(self, request: TokenRequest) -> IssuedToken:
+        """Run the command and return its token and expiry.
 
         Raises:
             TokenProviderError: The command cannot be started, fails, takes too long, prints too much, or no token. The
                 text names the command, without its arguments, and counts the bytes on stderr; what stood there is
                 logged at DEBUG, because it may hold secrets.
         """
-        return (await self.issue(request)).token
-
-    async def issue(self, request: TokenRequest) -> IssuedToken:
-        """Run the command and return its token and expiry; errors as in `token`."""
         output = _Output()
         failure = await self._run(output, {**os.environ, **self._env, **request_environment(request)})
         if not failure:
@@ -234,8 +223,7 @@ class CommandTokenProvider:
             if isinstance(issued, IssuedToken):
                 return issued
             failure = issued
-        if output.stderr_bytes:
-            _LOG.debug("token command %r on stderr: %r", self._command, bytes(output.stderr_start))
+        _LOG.debug("token command %r on stderr: %r", self._command, bytes(output.stderr_start))
         stderr = f"{output.stderr_bytes} bytes on stderr" + (", logged at DEBUG" if output.stderr_bytes else "")
         raise TokenProviderError(f"token command {self._command!r} {failure} ({stderr})")
 
@@ -330,23 +318,31 @@ class _Output(asyncio.SubprocessProtocol):
 
 async def _run_to_end(arguments: Sequence[str], environment: Mapping[str, str], output: _Output) -> int | None:
     """Run a command until it has ended or printed too much; on the way out nothing of it is left running."""
-    transport, _ = await asyncio.get_running_loop().subprocess_exec(
-        lambda: output,
-        *arguments,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
+    loop = asyncio.get_running_loop()
+    # A task of its own, ended below: asyncio cancelled in the middle of a start kills the command, but not what the
+    # command has started meanwhile, and then waits for as long as that holds the pipes open.
+    starting = loop.create_task(
+        loop.subprocess_exec(
+            lambda: output, *arguments, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environment, start_new_session=True
+        )
     )
     try:
+        await asyncio.shield(starting)
         await output.finished.wait()
     finally:
-        try:
-            await _kill_and_reap(transport.get_pid(), output)
-        finally:
-            transport.close()
-    return transport.get_returncode()
+        await _end(starting, output)
+    return starting.result()[0].get_returncode()
+
+
+async def _end(starting: asyncio.Task[tuple[asyncio.SubprocessTransport, _Output]], output: _Output) -> None:
+    try:
+        transport, _ = await starting
+    except (OSError, ValueError):
+        return  # it never ran; whoever waits for the start has the same error
+    try:
+        await _kill_and_reap(transport.get_pid(), output)
+    finally:
+        transport.close()
 
 
 async def _kill_and_reap(pid: int, output: _Output) -> None:

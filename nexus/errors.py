@@ -81,7 +81,12 @@ class TokenProviderError(NexusError):
 
 
 class RejectedError(NexusError):
-    """The hub refused this backend (WebSocket close code 1008, or an HTTP status other than 101)."""
+    """The hub refused this backend: by WebSocket close code 1008, or by an HTTP status other than 101."""
+
+    def __init__(self, reason: str, http_status: int = 0) -> None:
+        """Take the hub's words; ``http_status`` is 0 where it was a close code."""
+        super().__init__(reason)
+        self.http_status = http_status
 
 
 class TlsFileError(NexusError):

@@ -49,14 +49,15 @@ def load_node_config(
 
     A variable ``NEXUS_<KEY IN UPPER_SNAKE>`` replaces a scalar key and is parsed as the unquoted YAML scalar would be.
     ``resolve_service`` (such as ``socket.getservbyname``) checks names of services in listen addresses; without it
-    they are checked by form only. Raises ``ConfigError`` with every mistake of the file and the environment.
+    they are checked by form only. Raises ``ConfigError`` with every mistake of the file and the environment, and
+    then with the unknown keys as well.
     """
     reading = read(load(Path(path)), NODE_KEYS, overrides=environment_overrides(environ))
     record = reading.record
     secret, secret_problems = _token_secret(record)
-    problems = in_file_order((*reading.problems, *_errors(record, resolve_service), *secret_problems))
-    if problems:
-        raise ConfigError(*problems)
+    problems = (*reading.problems, *_errors(record, resolve_service), *secret_problems)
+    if problems:  # an unknown key is often the misspelt name of one that is missing
+        raise ConfigError(*in_file_order((*problems, *reading.warnings)))
     config = _config(record, secret)
     return LoadedConfig(config, _warnings(reading, secret), _effective(record, secret))
 

@@ -30,7 +30,7 @@ def split_host_port(text: str) -> tuple[str, str]:
     """
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
-        raise ValueError("has no port; write host:port, or :port for all interfaces")
+        raise ValueError("has no port; write host:port")
     if host.startswith("["):
         if not host.endswith("]"):
             raise ValueError("has a '[' that is not closed before the port")

@@ -154,7 +154,7 @@ class _Run:
     warnings: list[Problem] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     mistakes: int = 0
-    budget: int = MAX_VALUES
+    budget: int = field(default_factory=lambda: MAX_VALUES)
 
     def spend(self, place: Place) -> None:
         """Count one value against the budget."""

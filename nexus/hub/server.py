@@ -18,7 +18,7 @@ from nexus.errors import AuthError, NexusError, RemoteProtocolError
 from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Registry
 from nexus.limits import SourceCounter, source_key
-from nexus.link.connection import CLOSE_TIMEOUT_S, Link
+from nexus.link.connection import CLOSE_TIMEOUT_S, WEBSOCKET_LOG, Link
 from nexus.link.inbox import Inbox
 from nexus.protocol.constants import (
     CLOSE_POLICY,
@@ -62,7 +62,7 @@ class HubServer:
         policy: Policy,
         limits: HubLimits,
     ) -> None:
-        """Check tokens by ``verify`` and claims by ``policy``; ``context`` is asked at each connection, so it may change."""
+        """Check tokens by ``verify`` and claims by ``policy``; ``context`` is asked at each connection."""
         self._registry = registry
         self._context = context
         self._verify = verify
@@ -98,7 +98,7 @@ class HubServer:
                 await backend.session.link.lost
         except (OSError, TimeoutError, NexusError) as error:
             _log.debug("a connection from %s came to nothing: %s", source, error)
-        except Exception:  # a bug of ours must not end the hub
+        except Exception:  # noqa: BLE001 — a bug of ours must not end the hub
             _log.exception("unexpected failure while serving a backend from %s", source)
         finally:
             if connection.fileno() >= 0:
@@ -106,7 +106,7 @@ class HubServer:
 
     async def _admit(self, connection: socket.socket) -> BackendSession | None:
         inbox = Inbox()
-        protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=_log)
+        protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
         link = Link(protocol, inbox, path=CONNECT_PATH)
         inbox.guard(link)
         address = format_address(connection.getpeername())

@@ -7,6 +7,7 @@ binary messages straight from the receive buffer. The owner is told what arrives
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -41,6 +42,8 @@ WRITE_LOW_BYTES: Final = 64 * 1024
 # Control messages and pongs are written even above HIGH; a peer that makes us queue this much is not reading.
 WRITE_MAX_BYTES: Final = 16 * 1024 * 1024
 CLOSE_TIMEOUT_S: Final = 2.0  # RFC 6455 7.1.1: the closing handshake, before TCP is closed anyway
+# The library tells of every connection at INFO; ``nexus.logs`` raises this logger's level.
+WEBSOCKET_LOG: Final = logging.getLogger("nexus.websocket")
 _HEAD_END: Final = b"\r\n\r\n"
 _ABNORMAL: Final = 1006  # RFC 6455 7.4.1: no close frame was received
 _INVALID_TEXT: Final = 1007
@@ -297,7 +300,7 @@ class Link(asyncio.BufferedProtocol):
         self._upgraded = self.websocket.state is State.OPEN
         if not self._upgraded and not self.opened.done():
             status = f"{response.status_code} {response.reason_phrase}".strip()
-            self.opened.set_exception(RejectedError(f"the hub answered HTTP {status} instead of 101"))
+            self.opened.set_exception(RejectedError(f"the hub answered HTTP {status} instead of 101", response.status_code))
 
     def _refuse(self) -> None:
         error = self.websocket.handshake_exc

@@ -25,6 +25,7 @@ LINGER_S: Final = 30.0
 DRAIN_STALL_S: Final = 60.0
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _thread = threading.local()
+_finishing: set[_Finishing] = set()
 
 OnClosed = Callable[[], None]
 
@@ -156,6 +157,11 @@ def finish(
     transport.resume_reading()
 
 
+def undelivered_bytes() -> int:
+    """Return what connections that are finishing in this process still have to deliver."""
+    return sum(finishing.waiting_bytes() for finishing in _finishing)
+
+
 class _Finishing(asyncio.BufferedProtocol):
     """The last protocol of a connection: drops what arrives, watches that what waits leaves, then closes."""
 
@@ -165,6 +171,7 @@ class _Finishing(asyncio.BufferedProtocol):
         self._transport = transport
         self._on_closed = on_closed
         self._view = receive_view()
+        _finishing.add(self)
         waiting = transport.get_write_buffer_size()
         self._watch(waiting, DRAIN_STALL_S if waiting else LINGER_S)
 
@@ -181,16 +188,20 @@ class _Finishing(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
+        _finishing.discard(self)
         self._timer.cancel()
         if self._on_closed is not None:
             self._on_closed()
+
+    def waiting_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
 
     def _watch(self, waiting: int, delay_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._check, waiting)
 
     def _check(self, before: int) -> None:
         """Go on while bytes leave; once all have left, wait LINGER_S more for the other side's FIN."""
-        waiting = self._transport.get_write_buffer_size()
+        waiting = self.waiting_bytes()
         if waiting and waiting == before:
             reset(self._transport)
         elif waiting:

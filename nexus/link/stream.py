@@ -309,6 +309,11 @@ class Stream:
         self._in_queue = True
         return True
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the stream waits for credits, for the link, or for its endpoint to take bytes."""
+        return bool(self._unsent) or self._full or not self._reading
+
     def idle_s(self, now: float) -> float:
         """Return for how long nothing moved in either direction, as seen by successive calls.
 

@@ -43,17 +43,20 @@ class Peeks(Generic[T]):
 
     def admit(self, peek: T, source: str, now: float) -> tuple[bool, T | None]:
         """Admit one more, if at all; the second value is the connection that must be closed for it."""
-        mine = self._by_source.get(source, {})
-        admitted, evicted = _give_way(mine, self._per_source, now)
-        if admitted and evicted is None:
-            admitted, evicted = _give_way(self._all, self._total, now)
-        if not admitted:
-            return False, None
+        evicted: T | None = None
+        for held, cap in ((self._by_source.get(source, {}), self._per_source), (self._all, self._total)):
+            if cap == UNBOUNDED or len(held) < cap:
+                continue
+            oldest, entry = next(iter(held.items()))
+            if now - entry.since >= GRACE_S:
+                evicted = oldest
+                break
+            if len(held) >= cap * BURST_FACTOR:
+                return False, None
         if evicted is not None:
             self.leave(evicted)
-        entry = _Entry(source, now)
-        self._all[peek] = entry
-        self._by_source.setdefault(source, {})[peek] = entry
+        self._all[peek] = _Entry(source, now)
+        self._by_source.setdefault(source, {})[peek] = self._all[peek]
         return True, evicted
 
     def leave(self, peek: T) -> None:
@@ -69,13 +72,3 @@ class Peeks(Generic[T]):
     def oldest_first(self) -> tuple[T, ...]:
         """Return a snapshot."""
         return tuple(self._all)
-
-
-def _give_way(held: dict[T, _Entry], cap: int, now: float) -> tuple[bool, T | None]:
-    """Return whether one more fits beside ``held`` under ``cap``, and who must go for it."""
-    if cap == UNBOUNDED or len(held) < cap:
-        return True, None
-    oldest, entry = next(iter(held.items()))
-    if now - entry.since >= GRACE_S:
-        return True, oldest
-    return len(held) < cap * BURST_FACTOR, None

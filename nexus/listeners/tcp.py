@@ -64,10 +64,10 @@ class TcpListeners:
 
     async def listen(self, sock: socket.socket) -> None:
         """Start to accept on a listening socket."""
+        port = int(sock.getsockname()[1])
         server = await asyncio.get_running_loop().create_server(
             lambda: ClientPeek(self, port), sock=sock, backlog=BACKLOG
         )
-        port = int(sock.getsockname()[1])
         self._servers.append(server)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """What the first bytes of a client's connection say: TLS or HTTP/1, and for which host.
 
-Strategy: TLS is tried first, then HTTP; their first bytes exclude each other (22 is no token character), so at most one
-of them ever asks for more. The bytes are read, never consumed: the listener keeps them as the prelude, the whole of
+Strategy: the first byte tells which of the two it can be: 22 begins a TLS handshake record and no HTTP method. From
+then on one reader alone judges. The bytes are read, never consumed: the listener keeps them as the prelude, the whole of
 it, whatever the answer is, because a port claim serves what is neither, and valid requests without a host.
 
 A name that comes out of here is a wish of the client, not a proof of anything: it chooses a route, it authorises
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from nexus.peek.http1 import HTTP_HEAD_MAX_BYTES, HttpRequest, peek_request
-from nexus.peek.tls import CLIENT_HELLO_MAX_BYTES, ClientHello, peek_client_hello
+from nexus.peek.tls import CLIENT_HELLO_MAX_BYTES, HANDSHAKE_RECORD, ClientHello, peek_client_hello
 from nexus.peek.values import Buffer, PeekStatus
 
 __all__ = [
@@ -65,12 +65,8 @@ def peek(data: Buffer, *, seen: int = 0) -> Peeked | PeekStatus:
     with it, a connection that drips its bytes one by one costs well below a second of CPU in all (see the two
     readers); without it the answers are the same and a dripped HTTP head costs more.
     """
-    hello = peek_client_hello(data)
-    if isinstance(hello, ClientHello):
-        return Peeked("tls", hello.server_name, alpn=hello.alpn)
-    if hello is not PeekStatus.NOT_THIS:
-        return hello
+    if len(data) and data[0] == HANDSHAKE_RECORD:
+        hello = peek_client_hello(data)
+        return Peeked("tls", hello.server_name, alpn=hello.alpn) if isinstance(hello, ClientHello) else hello
     request = peek_request(data, seen=seen)
-    if isinstance(request, HttpRequest):
-        return Peeked("http", request.host, path=request.path)
-    return request
+    return Peeked("http", request.host, path=request.path) if isinstance(request, HttpRequest) else request

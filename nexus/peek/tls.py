@@ -30,12 +30,12 @@ CLIENT_HELLO_MAX_BYTES: Final = 32_768  # bytes on the wire, record headers incl
 HANDSHAKE_MAX_BYTES: Final = 65_536  # length of one handshake message: spec node-and-mesh 4.3
 RECORDS_MAX: Final = 512  # ours: a classic 512-byte hello in one-byte records still passes; see "The price" above
 EAGER_RECORDS: Final = 4  # ours: real hellos come in one to three records
+HANDSHAKE_RECORD: Final = 22  # RFC 8446 5.1, ContentType: the first byte of every hello
 FRAGMENT_MAX_BYTES: Final = 2**14  # RFC 8446 5.1
 RECORD_VERSION_LIMIT: Final = 0x1000  # spec node-and-mesh 4.3: versions from here on are no TLS record's
 SESSION_ID_MAX_BYTES: Final = 32  # RFC 8446 4.1.2
 
 _RECORD_HEADER: Final = struct.Struct(">BHH")  # type, version, length of the fragment
-_HANDSHAKE_RECORD: Final = 22  # RFC 8446 5.1, ContentType
 _CLIENT_HELLO: Final = 1  # RFC 8446 4, HandshakeType
 _MESSAGE_HEADER_BYTES: Final = 4  # type and 24 bits of length
 _VERSION_AND_RANDOM_BYTES: Final = 2 + 32
@@ -76,8 +76,10 @@ def peek_client_hello(data: Buffer) -> ClientHello | PeekStatus:
 
 def _read_hello(data: Buffer, size: int) -> ClientHello | PeekStatus:
     fragments, _ = _records(data, size, _MESSAGE_HEADER_BYTES)
-    wanted = _message_bytes(_join(data, fragments, _MESSAGE_HEADER_BYTES))
-    if wanted + _RECORD_HEADER.size * -(-wanted // FRAGMENT_MAX_BYTES) > CLIENT_HELLO_MAX_BYTES:
+    header = _join(data, fragments, _MESSAGE_HEADER_BYTES)
+    wanted = _message_bytes(header)
+    earliest_end = wanted + _RECORD_HEADER.size * -(-wanted // FRAGMENT_MAX_BYTES)
+    if len(header) == _MESSAGE_HEADER_BYTES and earliest_end > CLIENT_HELLO_MAX_BYTES:
         return PeekStatus.TOO_LARGE
     fragments, missing = _records(data, size, wanted)
     if missing <= 0:
@@ -103,7 +105,7 @@ def _records(data: Buffer, size: int, wanted: int) -> tuple[list[tuple[int, int]
             break
         kind, version, length = _RECORD_HEADER.unpack_from(data, position)
         # RFC 8446 5.1: no other type between the records of one message, and no empty fragment of a handshake.
-        if kind != _HANDSHAKE_RECORD or version >= RECORD_VERSION_LIMIT or not 0 < length <= FRAGMENT_MAX_BYTES:
+        if kind != HANDSHAKE_RECORD or version >= RECORD_VERSION_LIMIT or not 0 < length <= FRAGMENT_MAX_BYTES:
             raise _MalformedError
         position = start + length
         fragments.append((start, position))

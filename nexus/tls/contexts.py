@@ -68,8 +68,10 @@ def hub_client_context(ca_file: Path | None = None) -> ssl.SSLContext:
 class ReloadingCertificate:
     """A hub context whose certificate follows its files.
 
-    ``context`` stays the same object for life, so listeners keep it: new handshakes see a renewed certificate, running
-    sessions notice nothing. Use from one thread only, that of the event loop. Raises TlsFileError when the pair cannot
+    ``context`` is another object after a renewal, so listeners ask for it at each handshake: new ones see the renewed
+    certificate, running sessions notice nothing.
+
+    Use from one thread only, that of the event loop. Raises TlsFileError when the pair cannot
     be used at the start; later a bad pair keeps the old one in service.
     """
 
@@ -120,10 +122,11 @@ class ReloadingCertificate:
         Logs renewals, each failure once, and ``Certificate.warnings`` whenever they change.
         """
         while True:
-            self._look()
+            self.look()
             await asyncio.sleep(interval_s)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look at the files once, as ``watch`` does."""
         try:
             if self.reload_if_changed():
                 _logger.info("%s: renewed, %s", self._files.cert_file, self._certificate.subject)
@@ -136,14 +139,9 @@ class ReloadingCertificate:
                 _logger.warning("%s", warning)
 
     def _take_over(self, certificate: Certificate) -> None:
-        # OpenSSL keeps one pair per kind of key and there is no call to drop one: next to a new RSA pair, the old
-        # ECDSA pair would go on being served until it expires.
-        if certificate.key_algorithm != self._certificate.key_algorithm:
-            raise TlsFileError(
-                f"{self._files.key_file}: the kind of key changed from {self._certificate.key_algorithm} to "
-                f"{certificate.key_algorithm}; restart the node to use it"
-            )
-        load_into(self.context, certificate)
+        # A new context, not a new pair in the old one: OpenSSL keeps one pair per kind of key and has no call to drop
+        # one, so next to a new RSA pair an old ECDSA pair would go on being served until it expires.
+        self.context = hub_server_context(certificate)
         self._certificate = certificate
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -110,10 +111,8 @@ def hello_by_openssl(name: str, protocols: list[str]) -> bytes:
         context.set_alpn_protocols(protocols)
     outgoing = ssl.MemoryBIO()
     client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
-    try:
+    with suppress(ssl.SSLWantReadError):
         client.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
     return outgoing.read()
 
 
@@ -125,8 +124,6 @@ def names_seen_by_openssl(data: bytes) -> list[str | None]:
     incoming = ssl.MemoryBIO()
     incoming.write(data)
     server = context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True)
-    try:
+    with suppress(ssl.SSLError):  # it has no certificate, and some hellos are meant to be refused
         server.do_handshake()
-    except ssl.SSLError:  # it has no certificate, and some hellos are meant to be refused
-        pass
     return names

@@ -247,6 +247,27 @@ async def test_cancelling_kills_the_whole_process_group(tmp_path: Path) -> None:
         os.close(reader)
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_cancelling_in_the_middle_of_a_start_kills_the_command_too(turns: int, commands: list[int]) -> None:
+    """However far the start has come when the caller is cancelled, what has begun is killed as a group, and reaped."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(sh("sleep 1000 & wait").token(ATTEST))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+    assert task.cancelled()
+    assert len(commands) == (1 if turns else 0)
+
+
+async def test_cancelling_a_start_that_fails_anyway_is_still_a_cancellation() -> None:
+    """The failure of the start is neither raised in its place nor logged as forgotten."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(CommandTokenProvider("/does/not/exist").token(ATTEST))
+        await asyncio.sleep(0)
+        task.cancel()
+    assert task.cancelled()
+
+
 async def test_something_left_in_the_background_does_not_hold_the_token_up(tmp_path: Path) -> None:
     """A command that has exited well is believed even if a process it started keeps its output open."""
     pid_file = tmp_path / "pid"

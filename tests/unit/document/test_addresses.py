@@ -1,7 +1,7 @@
 """host:port texts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus.document.addresses import check_host_port, is_ip, is_loopback, is_service_name, parse_host_port
@@ -90,6 +90,7 @@ def test_addresses_are_told_from_names() -> None:
     assert not is_ip("[2001:db8::1]")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
     """The check never fails otherwise."""

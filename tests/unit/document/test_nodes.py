@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus.document import nodes
@@ -86,7 +86,7 @@ def test_flow_style_and_json_work_with_tabs() -> None:
 
 def test_the_pure_python_parser_gives_the_same_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without libyaml a usual file reads the same."""
-    text = 'a: &x [1, "2"]\nb: *x\nc: {d: null, e: |\n  y\n }\n'
+    text = 'a: &x [1, "2"]\nb: *x\nc: {d: null}\ne: |\n  y\n'
     before = repr(parse(text, "t.yaml"))
     monkeypatch.setattr(nodes, "_LOADER", yaml.BaseLoader)
     assert repr(parse(text, "t.yaml")) == before
@@ -163,13 +163,17 @@ def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_NODES > 100
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab01:-[]{},&*<|>'\"!%#\n\t ~?@\x00é"), max_size=60))
 def test_hostile_text_raises_config_errors_only(text: str) -> None:
     """Any text is a tree or a ``ConfigError``."""
     try:
         parse(text, "t.yaml")
     except ConfigError as error:
-        assert error.problems[0].line >= 1
+        problems = error.problems
+    else:
+        problems = ()
+    assert all(problem.line >= 1 for problem in problems)
 
 
 def test_a_file_is_loaded_with_its_name(tmp_path: Path) -> None:

@@ -177,7 +177,6 @@ def test_aliases_cannot_multiply_beyond_the_budget(monkeypatch: pytest.MonkeyPat
     """A small file that stands for a huge one is refused."""
     monkeypatch.setattr(tables, "MAX_VALUES", 1000)
     text = "a: &a {port: 1, note: x}\nlist: [" + "*a," * 600 + "]\n"
-    monkeypatch.setattr(tables._Run.__init__, "__defaults__", (*tables._Run.__init__.__defaults__[:-1], 1000))
     with pytest.raises(ConfigError, match="aliases make more than 1000 values"):
         reading(text)
 
@@ -220,7 +219,7 @@ def test_a_record_places_its_problems() -> None:
     assert str(item.problem("", "is odd")) == "t.yaml:6: list[0]: is odd"
 
 
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(
     st.recursive(
         st.sampled_from(["1", "x", "~", "'q'", "true", "*nope"]),

@@ -1,0 +1,42 @@
+"""Logging to one stream, as lines for people or as JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Final, Literal, TextIO
+
+LogFormat = Literal["text", "json"]
+_TEXT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_ROOT: Final = "nexus"
+
+
+class _JsonFormatter(logging.Formatter):
+    """One object a line: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, ``error`` with a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure(level: str, fmt: LogFormat, stream: TextIO) -> None:
+    """Send what this project logs from ``level`` (``debug`` … ``error``) on to ``stream``; the last call holds."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_JsonFormatter() if fmt == "json" else logging.Formatter(_TEXT))
+    for name in (_ROOT, "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    logging.getLogger(_ROOT).setLevel(level.upper())
+    # Every connection is told at INFO by the library; the hub tells of every session itself.
+    logging.getLogger("nexus.websocket").setLevel(max(logging.getLogger(_ROOT).level, logging.WARNING))

@@ -1,0 +1,199 @@
+"""Rules that span keys."""
+
+import pytest
+
+from nexus.config import rules
+from nexus.config.keys import NODE_KEYS
+from nexus.document import Record, parse, read
+
+SOUND = """\
+backendListenAddress: ":8443"
+relayPorts: [443, 80]
+backendsJWTSecret: x
+hubTlsCertFile: c.pem
+hubTlsKeyFile: k.pem
+"""
+
+
+def record_of(text: str, base: str = SOUND) -> Record:
+    reading = read(parse(base + text, "n.yaml"), NODE_KEYS)
+    assert not reading.problems
+    return reading.record
+
+
+def errors(text: str, base: str = SOUND) -> list[str]:
+    record = record_of(text, base)
+    found = [*rules.apply(rules.ERRORS, record), *rules.check_addresses(record, None)]
+    return [f"{problem.key}: {problem.what}" for problem in found]
+
+
+def warnings(text: str) -> list[str]:
+    return [f"{problem.key}: {problem.what}" for problem in rules.apply(rules.WARNINGS, record_of(text))]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("udpRelayPorts: [0, 0, 53, 53]", ["udpRelayPorts[3]: the port 53 is listed twice"]),
+        (
+            "hubPublicHostname: h.example.com",
+            ["hubPublicHostname: is set together with hubTlsCertFile or hubTlsKeyFile"],
+        ),
+        ("peers: [wss://a/mesh]\npeerListenAddress: ':1'\npeerAuthentication: {trustedDomainSuffixes: [.a]}", []),
+        (
+            "peers: [wss://a/mesh]\npeerAuthentication: {trustedDomainSuffixes: [' ']}",
+            [
+                "peerListenAddress: is required with peers",
+                "peerAuthentication.trustedDomainSuffixes: is required with peers",
+            ],
+        ),
+        ("registrationURL: https://o.example.com/x", []),
+        ("registrationURL: http://o.example.com/", ["registrationURL: must be an https URL with a host"]),
+        ("registrationURL: https:///x", ["registrationURL: must be an https URL with a host"]),
+        ("registrationURL: 'https://[x'", ["registrationURL: must be an https URL with a host"]),
+        ("registrationURL: 'https://a:99999'", ["registrationURL: must be an https URL with a host"]),
+        ("registrationURL: 'https://a:0'", ["registrationURL: must be an https URL with a host"]),
+        ("stunPort: 3478\nudpRelayPorts: [3478]", ["stunPort: is also in udpRelayPorts"]),
+        ("udpRelayPorts: [0]", []),
+        (
+            "peekTimeouts: {firstByteSeconds: 10, absoluteMaxSeconds: 9}",
+            ["peekTimeouts.firstByteSeconds: is 10, more than absoluteMaxSeconds, which is 9"],
+        ),
+        ("peekTimeouts: {absoluteMaxSeconds: 9}", []),
+        ("peekTimeouts: {firstByteSeconds: 0, absoluteMaxSeconds: 9}", []),
+        (
+            "relayBindAddresses: ['192.0.2.1', '::1', '[::1]', '192.0.2.1']",
+            ["relayBindAddresses[2]: is not an IP address", "relayBindAddresses[3]: 192.0.2.1 is listed twice"],
+        ),
+        ("adminListenAddress: 127.0.0.1:9464", []),
+        ("adminListenAddress: '[::1]:9464'", []),
+        ("adminListenAddress: unix:/run/nexus.sock", []),
+        ("adminListenAddress: unix:nexus.sock", ["adminListenAddress: needs an absolute path"]),
+        (
+            "adminListenAddress: 'nonsense'",
+            ["adminListenAddress: has no port; write host:port"],
+        ),
+        (
+            "adminListenAddress: ':9464'",
+            ["adminListenAddress: would offer status and control to the network without any login"],
+        ),
+        ("peerListenAddress: a:b:c", ["peerListenAddress: has an IPv6 address without brackets; write [address]:port"]),
+    ],
+)
+def test_errors(text: str, expected: list[str]) -> None:
+    """Each rule that stops the node, kept and broken."""
+    assert errors(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        (SOUND.replace("[443, 80]", "[443, 80, 443]"), ["relayPorts[2]: the port 443 is listed twice"]),
+        (
+            SOUND.replace("backendsJWTSecret: x", ""),
+            ["backendsJWTSecret: is required, unless backendsJWTSecretFile or remoteVerifierURL is set"],
+        ),
+        (
+            SOUND + "backendsJWTSecretFile: f\n",
+            ["backendsJWTSecretFile: is set together with backendsJWTSecret"],
+        ),
+        (SOUND.replace("backendsJWTSecret: x", "remoteVerifierURL: anything"), []),
+        (SOUND.replace("hubTlsKeyFile: k.pem", ""), ["hubTlsKeyFile: is required, because hubTlsCertFile is set"]),
+        (SOUND.replace("hubTlsCertFile: c.pem", ""), ["hubTlsCertFile: is required, because hubTlsKeyFile is set"]),
+        (
+            SOUND.replace("hubTlsCertFile: c.pem\nhubTlsKeyFile: k.pem", ""),
+            ["hubTlsCertFile: the hub needs a certificate"],
+        ),
+        (SOUND.replace("hubTlsCertFile: c.pem\nhubTlsKeyFile: k.pem", "hubPublicHostname: h.example.com"), []),
+        (
+            SOUND.replace(":8443", ":http-alt") + "registrationURL: https://o.example.com/\n",
+            ["backendListenAddress: needs a port from 1 to 65535 as a number, because registrationURL announces it"],
+        ),
+        (
+            SOUND.replace(":8443", ":0") + "registrationURL: https://o.example.com/\n",
+            ["backendListenAddress: needs a port from 1 to 65535 as a number, because registrationURL announces it"],
+        ),
+        (
+            SOUND.replace('":8443"', "8443"),
+            ["backendListenAddress: has no port; write host:port"],
+        ),
+    ],
+)
+def test_errors_in_required_keys(base: str, expected: list[str]) -> None:
+    """The same for what a file cannot go without."""
+    assert errors("", base) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (
+            "allowedTCPPortClaims: [443, 25]",
+            ["allowedTCPPortClaims[1]: the port 25 is not in relayPorts, so no client can reach it"],
+        ),
+        (
+            "allowedUDPPortClaims: [53]",
+            ["allowedUDPPortClaims[0]: the port 53 is not in udpRelayPorts, so no client can reach it"],
+        ),
+        (
+            "udpRelayPorts: [53]",
+            ["udpRelayPorts[0]: the port 53 is not in allowedUDPPortClaims, so no backend can claim it"],
+        ),
+        ("udpRelayPorts: [53]\nallowedUDPPortClaims: [53]", []),
+        ("allowOutbound: true", ["allowOutbound: lets backends connect to any port"]),
+        (
+            "allowOutbound: true\nallowedOutboundPorts: [25]\nmaxOutboundConnsPerBackend: -1",
+            ["maxOutboundConnsPerBackend: is unlimited"],
+        ),
+        (
+            "udpFlowIdleTimeoutMinSeconds: 9\nudpFlowIdleTimeoutMaxSeconds: 8",
+            [
+                (
+                    "udpFlowIdleTimeoutMinSeconds: is 9, more than udpFlowIdleTimeoutMaxSeconds, which is 8:"
+                    " every UDP claim will be refused"
+                )
+            ],
+        ),
+        ("peerListenAddress: ':8444'", ["peerListenAddress: has no effect without peers"]),
+        (
+            "peers: ['wss://a/mesh', 'ws://localhost/mesh', 'ws://b/mesh', 'b:1', 'wss://']",
+            [
+                "peers[2]: is not encrypted",
+                "peers[3]: is not a WebSocket URL with a host, and will never connect",
+                "peers[4]: is not a WebSocket URL with a host, and will never connect",
+            ],
+        ),
+        ("hubPublicHostname: h.example.com", []),
+    ],
+)
+def test_warnings(text: str, expected: list[str]) -> None:
+    """Each rule that only warns."""
+    assert warnings(text) == expected
+
+
+def test_acme_needs_port_80() -> None:
+    """Without it no certificate is ever issued."""
+    record = record_of("hubPublicHostname: h.example.com", SOUND.replace("443, 80", "443"))
+    (problem,) = rules.apply(rules.WARNINGS, record)
+    assert "needs port 80" in problem.what
+
+
+def test_rules_skip_keys_that_are_broken_already() -> None:
+    """One mistake, one message."""
+    record = read(parse(SOUND + "stunPort: x\nudpRelayPorts: [53, 53]\n", "n.yaml"), NODE_KEYS).record
+    assert [problem.key for problem in rules.apply(rules.ERRORS, record)] == ["udpRelayPorts[1]"]
+
+
+def test_rules_look_only_at_keys_of_the_table() -> None:
+    """A misspelt key in a rule's needs would never be skipped."""
+    known = {spec.key for spec in NODE_KEYS}
+    assert all(keys <= known for keys, _ in (*rules.ERRORS, *rules.WARNINGS))
+
+
+def test_a_secret_is_weak_below_the_length_of_its_hash() -> None:
+    """Bytes count, not characters; no secret is not a weak one."""
+    assert rules.weak_secret("") == ""
+    assert rules.weak_secret("é" * 16) == ""
+    assert "shorter than 32 bytes" in rules.weak_secret("x" * 31)
