@@ -1,8 +1,8 @@
 """What the first bytes of a client's connection say: TLS or HTTP/1, and for which host.
 
 Strategy: the first byte tells which of the two it can be: 22 begins a TLS handshake record and no HTTP method. From
-then on one reader alone judges. The bytes are read, never consumed: the listener keeps them as the prelude, the whole of
-it, whatever the answer is, because a port claim serves what is neither, and valid requests without a host.
+then on one reader alone judges. The bytes are read, never consumed: the listener keeps all of them as the prelude,
+whatever the answer is, because a port claim serves what is neither, and valid requests without a host.
 
 A name that comes out of here is a wish of the client, not a proof of anything: it chooses a route, it authorises
 nothing. It is read once per connection, from the first hello or the first request only.

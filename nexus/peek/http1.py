@@ -10,7 +10,7 @@ Strategy: the request line decides early, the rest late.
 
 A request without a Host is a valid request whose host is None. So is the preface of HTTP/2 (RFC 9113 3.4), which was
 made to be one. Anything a node and a backend could understand differently is refused: two Host fields, a malformed
-one, NUL, a CR that ends no line, a framing that cannot be trusted.
+one, control characters (NUL, a CR that ends no line), a framing that cannot be trusted.
 
 The price: with ``seen`` every byte of a head is looked at a constant number of times, however it is dripped: the
 search for the end and the judging of lines begin where the last call stopped. Per call there remain the judging of at
@@ -47,7 +47,8 @@ _VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]\r")
 _ABSOLUTE_TARGET: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:(?://([^/?]*))?([^?]*)(?:\?.*)?")  # RFC 3986 4.3
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")  # RFC 3986 2.1
 _HEAD_END: Final = re.compile(rb"\n\r?\n")  # RFC 9112 2.2: the CR is optional
-_HEADER_LINES: Final = re.compile(rb"(?:(?:%b+:|[ \t])[^\x00\r\n]*+\r?\n)*+" % _TOKEN)  # RFC 9112 5, obs-fold included
+_TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]"  # RFC 9110 5.5; like the original, no control characters but HTAB
+_HEADER_LINES: Final = re.compile(rb"(?:(?:%b+:|[ \t])%b*+\r?\n)*+" % (_TOKEN, _TEXT))  # RFC 9112 5, 5.2
 _FOLD: Final = re.compile(rb"\r?\n[ \t]+")  # RFC 9112 5.2
 _FIELD: Final = re.compile(rb"^(host|content-length|transfer-encoding):([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _AUTHORITY: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 3986 3.2.2, 3.2.3
