@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -43,7 +44,6 @@ SecretFile = Annotated[
         help=f"File of the secret shared with the hub; - reads it from stdin. Without it {SECRET_VARIABLE} is used.",
     ),
 ]
-Secret = Annotated[str, typer.Option(SECRET_VARIABLE, envvar=SECRET_VARIABLE, hidden=True)]
 
 _SEPARATORS = re.compile(r"[,\s]+")
 
@@ -77,6 +77,20 @@ def parse_address(text: str, option: str) -> str:
         return str(parse_target(written))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def shared_secret(path: str) -> str:
+    """Return the secret that ``--secret-file`` names, else that of the environment, or raise a usage error.
+
+    Raises:
+        ConfigError: the named file cannot be read or is empty.
+    """
+    secret = read_secret(path) if path else os.environ.get(SECRET_VARIABLE, "")
+    if not secret:
+        raise typer.BadParameter(
+            f"no secret: name its file, give - for stdin, or set {SECRET_VARIABLE}", param_hint="--secret-file"
+        )
+    return secret
 
 
 def read_secret(path: str) -> str:

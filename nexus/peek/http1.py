@@ -15,7 +15,7 @@ one, control characters (NUL, a CR that ends no line), a framing that cannot be 
 The price: with ``seen`` every byte of a head is looked at a constant number of times, however it is dripped: the
 search for the end and the judging of lines begin where the last call stopped. Per call there remain the judging of at
 most ``START_JUDGED_BYTES`` bytes and one memchr for the first LF: about 0.2 s of CPU for 65,536 one-byte reads.
-Without ``seen`` the answers are the same, but each call reads what is there once more (0.1 to 0.2 ms at the cap).
+Without ``seen`` the answers are the same, but each call judges all lines again (up to 1 ms at the cap).
 
 Source: RFC 9112 sections 2.2, 3, 5 and 6; RFC 9110 sections 4.2 and 5; spec node-and-mesh 4.4.
 """

@@ -6,25 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzz.fuzz_peek import check, in_pieces
 from nexus.peek import CLIENT_HELLO_MAX_BYTES, HTTP_HEAD_MAX_BYTES, PEEK_MAX_BYTES, Peeked, PeekStatus, peek
 from tests.support.client_hello import VECTORS, alpn, hello_of, padding, record, sni
 
 HELLO = hello_of(sni(b"App.example.com"), alpn(b"h2"))
 REQUEST = b"GET /x HTTP/1.1\r\nHost: App.example.com:80\r\n\r\n"
 SAMPLES = [HELLO, REQUEST, *((VECTORS / f"{name}.bin").read_bytes() for name in ("node", "openssl_tls12"))]
-
-
-def drip(data: bytes) -> Peeked | PeekStatus:
-    """Feed byte by byte as a listener does until there is an answer; return it."""
-    buffer = bytearray()
-    answer: Peeked | PeekStatus = PeekStatus.NEED_MORE
-    for byte in data:
-        seen = len(buffer)
-        buffer.append(byte)
-        answer = peek(buffer, seen=seen)
-        if answer is not PeekStatus.NEED_MORE:
-            break
-    return answer
 
 
 @pytest.mark.parametrize(
@@ -43,7 +31,7 @@ def test_a_connection_is_tls_or_http_with_or_without_a_host(data: bytes, expecte
     """The answer is the same whole, dripped, and with more behind it."""
     assert peek(data) == expected
     assert peek(data + b"\0more") == expected
-    assert drip(data) == expected
+    assert in_pieces(data, 1) == expected
 
 
 @pytest.mark.parametrize("data", [b"", HELLO[:-1], REQUEST[:-1], b"\x16", b"P", b"PRI * HTTP/2.0\r\n\r"])
@@ -71,19 +59,16 @@ def test_what_exceeds_its_bounds_is_told_from_what_is_neither() -> None:
 
 @given(st.sampled_from(SAMPLES), st.integers(0), st.integers(0, 255), st.integers(0))
 def test_one_changed_byte_means_the_same_however_the_bytes_come(data: bytes, place: int, value: int, cut: int) -> None:
-    """Whole, in two reads and byte by byte; no answer names a port key."""
+    """Whole, in reads of any size and byte by byte; no answer names a port key."""
     changed = bytearray(data)
     changed[place % len(data)] = value
-    whole = peek(changed)
-    seen = cut % len(data)
-    early = peek(changed[:seen])
-    assert (peek(changed, seen=seen) if early is PeekStatus.NEED_MORE else early) == whole
-    assert drip(bytes(changed)) == whole
-    assert isinstance(whole, PeekStatus) or ":" not in (whole.host or "")
+    check(bytes(changed))
+    assert in_pieces(bytes(changed), 1) == in_pieces(bytes(changed), cut % len(data) + 1) == peek(changed)
 
 
 @given(st.binary(min_size=1, max_size=60), st.sampled_from([b"", HELLO[:5], HELLO[:60], REQUEST[:16]]))
 def test_at_the_largest_size_the_answer_is_final(junk: bytes, start: bytes) -> None:
     """A listener never needs to read beyond PEEK_MAX_BYTES."""
     data = start + junk * (PEEK_MAX_BYTES // len(junk) + 1)
+    check(data[:PEEK_MAX_BYTES])
     assert peek(data[:PEEK_MAX_BYTES]) is not PeekStatus.NEED_MORE

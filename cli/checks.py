@@ -1,0 +1,119 @@
+"""Loading a configuration file for a command: everything found wrong is one ConfigError, the rest are warnings."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from backend_client.config import MASK, ClientFile, load_client_file
+from backend_client.config_keys import CLIENT_KEYS
+from nexus.config.load import load_node_config
+from nexus.config.model import NodeConfig
+from nexus.config.unserved import unserved_features
+from nexus.document import Field, Kind, MappingNode, Record, ScalarNode, load, read
+from nexus.errors import ConfigError, Problem, TlsFileError
+from nexus.tls.certificates import CertificateFiles, read_certificate
+from nexus.tls.contexts import hub_client_context
+
+
+class FileKind(StrEnum):
+    """Whose file it is."""
+
+    NODE = "node"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedNode:
+    """A node's configuration that can be served, its effective values by key, and what is odd about it."""
+
+    config: NodeConfig
+    effective: Mapping[str, object]
+    warnings: tuple[Problem, ...]
+
+
+def kind_of(path: Path) -> FileKind:
+    """Tell a client's file, which has the key ``backends``, from a node's.
+
+    Raises:
+        ConfigError: the file cannot be read or is not YAML.
+    """
+    root = load(path)
+    keys = [key.text for key, _ in root.pairs if isinstance(key, ScalarNode)] if isinstance(root, MappingNode) else []
+    return FileKind.CLIENT if "backends" in keys else FileKind.NODE
+
+
+def effective_node(path: Path) -> Mapping[str, object]:
+    """Return the values in effect, secrets masked, whether or not this version can serve them."""
+    return load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname).effective
+
+
+def check_node(path: Path) -> CheckedNode:
+    """Load a node's configuration and look at everything that would stop it from being served.
+
+    Raises:
+        ConfigError: mistakes in the file or the environment, features that this version does not serve, or a
+            certificate that cannot be used.
+    """
+    loaded = load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname)
+    if unserved := unserved_features(loaded.config):
+        raise ConfigError(*(Problem(str(path), 0, "", sentence) for sentence in unserved))
+    config = loaded.config
+    files = CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file))
+    try:
+        certificate = read_certificate(files)
+    except TlsFileError as error:
+        raise ConfigError(Problem(str(path), 0, "hubTlsCertFile", str(error))) from None
+    oddities = (Problem(str(path), 0, "hubTlsCertFile", text) for text in certificate.warnings(time.time()))
+    return CheckedNode(config, loaded.effective, (*loaded.warnings, *oddities))
+
+
+def check_client(path: Path) -> tuple[ClientFile, tuple[Problem, ...]]:
+    """Load a client's configuration, with the files it names; return it and its warnings.
+
+    Raises:
+        ConfigError: mistakes in the file, or a ``caFile`` that cannot be used.
+    """
+    loaded = load_client_file(path)
+    if problems := tuple(_ca_problems(path, loaded.file)):
+        raise ConfigError(*problems)
+    return loaded.file, loaded.warnings
+
+
+def effective_client(path: Path) -> dict[str, object]:
+    """Return every key of a client's file with its value in effect, secrets masked.
+
+    Raises:
+        ConfigError: mistakes in the file.
+    """
+    load_client_file(path)
+    return _shown_table(read(load(path), CLIENT_KEYS, strict=True).record, CLIENT_KEYS)
+
+
+def _ca_problems(path: Path, file: ClientFile) -> Iterator[Problem]:
+    for index, backend in enumerate(file.backends):
+        try:
+            hub_client_context(Path(backend.ca_file) if backend.ca_file else None)
+        except TlsFileError as error:
+            yield Problem(str(path), 0, f"backends[{index}].caFile", str(error))
+
+
+def _shown_table(record: Record, fields: tuple[Field, ...]) -> dict[str, object]:
+    return {spec.key: _shown(spec, record.values[spec.key]) for spec in fields}
+
+
+def _shown(spec: Field, value: object) -> object:
+    if isinstance(value, Record):
+        return _shown_table(value, spec.fields)
+    if spec.kind is Kind.TABLES and isinstance(value, tuple):
+        return [_shown(spec, item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: MASK if spec.secret else _shown(spec, item) for key, item in value.items()}
+    if spec.secret:
+        return MASK if value else ""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,40 @@
+"""What a backend client tells, as log lines."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from backend_client.events import Event, EventKind
+
+_log = logging.getLogger("nexus.client")
+
+_LEVELS: Final = {
+    EventKind.DISCONNECTED: logging.WARNING,
+    EventKind.FAILED: logging.WARNING,
+    EventKind.REJECTED: logging.ERROR,
+    EventKind.STREAM_OPENED: logging.DEBUG,
+    EventKind.STREAM_CLOSED: logging.DEBUG,
+}
+_WORDS: Final = {
+    EventKind.CONNECTED: "connected",
+    EventKind.DISCONNECTED: "disconnected",
+    EventKind.FAILED: "cannot connect",
+    EventKind.REJECTED: "the hub refuses this backend",
+    EventKind.STREAM_OPENED: "stream opened",
+    EventKind.STREAM_CLOSED: "stream closed",
+    EventKind.DRAINING: "draining",
+    EventKind.STOPPED: "stopped",
+}
+
+
+def describe(event: Event) -> str:
+    """Return an event as a sentence without its hub: ``cannot connect: …; next attempt in 4 s``."""
+    detail = f": {event.detail}" if event.detail else ""
+    retry = f"; next attempt in {event.retry_s:.0f} s" if event.retry_s else ""
+    return f"{_WORDS[event.kind]}{detail}{retry}"
+
+
+def log_event(event: Event) -> None:
+    """Log an event at the level its kind deserves."""
+    _log.log(_LEVELS.get(event.kind, logging.INFO), "%s: %s", event.hub, describe(event))

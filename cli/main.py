@@ -1,0 +1,65 @@
+"""The command ``nexus``: its commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from cli import client, config, demo, expose, initialize, render, serve, token, version
+from cli.options import EPILOG, EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_INTERRUPTED
+from nexus.errors import ConfigError, NexusError, TlsFileError
+
+_HELP = """A small public node relays TLS, unread, to backends behind any NAT.
+
+Data goes to stdout, messages to stderr. Every option can also be set in the environment, as shown beside it.
+"""
+
+# Tracebacks are for bugs of ours only, and never show local variables: one may be a secret.
+app = typer.Typer(
+    name="nexus",
+    help=_HELP,
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"auto_envvar_prefix": "NEXUS", "help_option_names": ["-h", "--help"]},
+)
+app.command("init", epilog=EPILOG)(initialize.init)
+app.command(epilog=EPILOG)(serve.serve)
+app.add_typer(token.app, name="token")
+app.add_typer(config.app, name="config")
+app.add_typer(client.app, name="client")
+app.command(epilog=EPILOG)(expose.expose)
+app.command(epilog=EPILOG)(demo.demo)
+app.command(epilog=EPILOG)(version.version)
+
+
+@app.callback()
+def _nexus() -> None:
+    pass
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line with ``args`` (default: those of the process) and exit: 0, 1, 2, 3, or 130 for Ctrl-C."""
+    try:
+        app(args=args, prog_name="nexus")
+    except (ConfigError, TlsFileError) as error:
+        render.fail(error)
+        sys.exit(EXIT_CONFIGURATION)
+    except NexusError as error:
+        render.fail(error)
+        sys.exit(EXIT_FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        render.fail(_os_error(error))
+        sys.exit(EXIT_FAILURE)
+    sys.exit()
+
+
+def _os_error(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason
