@@ -114,7 +114,7 @@ class ClientSession:
             session.send_control(serialize_control(Control("drain", NIL_STREAM_ID)))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while not session.ended and loop.time() < deadline and self._busy(loop.time()):
+        while not session.ended and loop.time() < deadline and self._busy(loop.time()):  # noqa: ASYNC110 — no event tells it
             await asyncio.sleep(_DRAIN_POLL_S)
         if not session.ended:
             session.end_all(Reason.SHUTDOWN)

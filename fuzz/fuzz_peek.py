@@ -47,7 +47,7 @@ def in_pieces(data: bytes, size: int) -> Peeked | PeekStatus:
 def main() -> None:
     """Hand ``check`` to atheris."""
     try:
-        import atheris  # noqa: PLC0415 — optional: see the file's docstring
+        import atheris  # type: ignore[import-untyped]  # noqa: PLC0415 — optional: see the docstring
     except ImportError:
         sys.exit("fuzz_peek: atheris is not installed; try: pip install atheris")
     atheris.instrument_all()
