@@ -59,7 +59,9 @@ def expose(
     port: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="N", help=f"A public port of the node to serve; repeat it. [default: {HTTPS_PORT}]", show_default=False
+            metavar="N",
+            help=f"A public port of the node to serve; repeat it. [default: {HTTPS_PORT}]",
+            show_default=False,
         ),
     ] = None,
     http_to: Annotated[
@@ -96,7 +98,7 @@ def hub_url(text: str) -> str:
         raise typer.BadParameter(
             f"{text!r} is not a hub's URL; write wss://hub.example.com:8443", param_hint="--hub"
         ) from None
-    return text if uri.path not in ("", "/") else text.rstrip("/") + CONNECT_PATH
+    return text if uri.path not in ("", "/") or uri.query else text.rstrip("/") + CONNECT_PATH
 
 
 class _Reporter(Protocol):

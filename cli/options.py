@@ -106,7 +106,9 @@ def read_secret(path: str) -> str:
     secret: str = text.removesuffix("\n").removesuffix("\r")
     if not secret:
         where = "stdin" if path == STDIN else path
-        raise ConfigError(Problem(where, 0, "", "holds no secret", "make one with: nexus init, or openssl rand -hex 32"))
+        raise ConfigError(
+            Problem(where, 0, "", "holds no secret", "make one with: nexus init, or openssl rand -hex 32")
+        )
     return secret
 
 

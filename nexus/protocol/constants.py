@@ -45,7 +45,8 @@ CHALLENGE_TIMEOUT_S: Final = 15.0  # original: client waits for the challenge
 STAGE1_TIMEOUT_S: Final = 20.0
 
 # -- Liveness -----------------------------------------------------------------------------------------------------------
-HUB_PING_INTERVAL_S: Final = 10.0  # original 54 s; a dead backend is found within HUB_DEAD_AFTER_S
+# Silence is measured in whole ping intervals: a dead side is found after DEAD_AFTER_S to DEAD_AFTER_S + PING_INTERVAL_S.
+HUB_PING_INTERVAL_S: Final = 10.0  # original 54 s
 HUB_DEAD_AFTER_S: Final = 25.0  # original 60 s
 CLIENT_PING_INTERVAL_S: Final = 5.0  # original
 CLIENT_DEAD_AFTER_S: Final = 10.0  # original

@@ -28,6 +28,7 @@ _FIN: Final = 0x80
 _CONTINUATION: Final = 0x00
 _TEXT: Final = 0x01
 _BINARY: Final = 0x02
+_OPCODES: Final = frozenset({_CONTINUATION, _TEXT, _BINARY, 0x08, 0x09, 0x0A})  # RFC 6455 11.8: the rest is reserved
 _MASKED: Final = 0x80
 _LENGTH_16: Final = 126
 _LENGTH_64: Final = 127
@@ -54,7 +55,7 @@ class RareFrame:
 class FrameReader:
     """Splits what one side of a WebSocket sends into messages.
 
-    ``max_message_bytes`` may be raised or lowered between calls (the handshake has a bound of its own).
+    ``fragment_bytes`` is the size so far of the fragmented message under way. ``max_message_bytes`` may be raised or lowered between calls (the handshake has a bound of its own).
     """
 
     __slots__ = ("_apply_mask", "_fragments", "_mask_bit", "_rare_fragments", "fragment_bytes", "max_message_bytes")
@@ -85,6 +86,7 @@ class FrameReader:
             if length >= _LENGTH_16:
                 body += 2 if length == _LENGTH_16 else 8
                 if end < body:
+                    at += self._cut_short(view, at, end, out)
                     break
                 length = (_UNPACK_16 if length == _LENGTH_16 else _UNPACK_64)(view, at + 2)[0]
             if mask_bit:
@@ -139,16 +141,29 @@ class FrameReader:
     def _rare(self, view: memoryview, at: int, body: int, stop: int, end: int, out: list[bytes | RareFrame]) -> int:
         """Hand out one frame once it is complete; a head that is already wrong goes at once, with all that is here."""
         length = stop - body
-        wrong = view[at + 1] & _MASKED != self._mask_bit or self.fragment_bytes + length > self.max_message_bytes
+        wrong = self._is_wrong(view, at) or self.fragment_bytes + length > self.max_message_bytes
         if not wrong and stop > end:
             return 0
-        fragment_bytes = self.fragment_bytes if self._fragments is not None else None
         taken = min(stop, end)
-        out.append(RareFrame(bytes(view[at:taken]), fragment_bytes))
-        first = view[at]
-        if first & 0x0F == _TEXT or (first & 0x0F == _CONTINUATION and self._rare_fragments):
-            self._rare_fragments = not first & _FIN
+        out.append(self._hand_out(view, at, taken))
+        opcode = view[at] & 0x0F
+        if opcode == _TEXT or (opcode == _CONTINUATION and self._rare_fragments):
+            self._rare_fragments = not view[at] & _FIN
+            self.fragment_bytes = self.fragment_bytes + length if self._rare_fragments else 0
         return taken
+
+    def _cut_short(self, view: memoryview, at: int, end: int, out: list[bytes | RareFrame]) -> int:
+        """Hand out a head whose first two octets are wrong already; return how many octets went."""
+        if not self._is_wrong(view, at):
+            return 0
+        out.append(self._hand_out(view, at, end))
+        return end - at
+
+    def _is_wrong(self, view: memoryview, at: int) -> bool:
+        return view[at + 1] & _MASKED != self._mask_bit or view[at] & 0x0F not in _OPCODES
+
+    def _hand_out(self, view: memoryview, start: int, stop: int) -> RareFrame:
+        return RareFrame(bytes(view[start:stop]), self.fragment_bytes if self._fragments is not None else None)
 
 
 def data_header(stream_id: bytes, payload_bytes: int) -> bytes:

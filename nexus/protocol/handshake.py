@@ -20,7 +20,7 @@ from enum import Enum, auto
 
 from nexus.errors import LocalProtocolError, RemoteProtocolError
 from nexus.protocol.constants import CHALLENGE_TYPE, FEATURES, NONCE_BYTES
-from nexus.protocol.messages import parse_features
+from nexus.protocol.messages import parse_features, replace_surrogates
 
 
 class Stage(Enum):
@@ -93,7 +93,7 @@ def parse_challenge(text: str) -> Challenge:
     """Read the hub's answer to stage 0.
 
     Raises:
-        RemoteProtocolError: not a ``handshake_challenge`` with a nonce that is not blank.
+        RemoteProtocolError: not a ``handshake_challenge`` with a nonce that is not blank and is Unicode.
     """
     try:
         document = json.loads(text)
@@ -102,6 +102,6 @@ def parse_challenge(text: str) -> Challenge:
     if not isinstance(document, dict) or document.get("type") != CHALLENGE_TYPE:
         raise RemoteProtocolError(f"the hub's first message is not a {CHALLENGE_TYPE}")
     nonce = document.get("nonce")
-    if not isinstance(nonce, str) or not nonce.strip():
+    if not isinstance(nonce, str) or not nonce.strip() or replace_surrogates(nonce) != nonce:
         raise RemoteProtocolError("the hub's challenge has no nonce")
     return Challenge(nonce, parse_features(document.get("features")))

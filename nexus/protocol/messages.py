@@ -4,7 +4,8 @@ Strategy: a received object becomes one frozen ``Control``; fields that the even
 on the wire the original drops zero values. The known keys are strict about types (the original rejects the whole
 message when one is wrong), unknown keys and events are ignored by whoever reads the ``Control``. Messages that travel
 often are written by plain string formatting, the rest through ``json``. Keys are matched in lower case as the original
-matches them without regard to case; the last of several spellings wins.
+matches them without regard to case; of several spellings the last one that is not null wins. Bytes that are not UTF-8
+and escaped lone surrogates become U+FFFD, so every text that is handed out can be encoded again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from nexus.protocol.constants import KIND_CONTROL, NIL_STREAM_ID, STREAM_ID_BYTE
 _CONTROL: Final = bytes([KIND_CONTROL])
 _HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
 _GROUPED_TEXT_CHARS: Final = 36
+_URN: Final = "urn:uuid:"
+_INT64_MAX: Final = (1 << 63) - 1  # original: every integer is a Go int64
 _HYPHENS: Final = (8, 13, 18, 23)
 
 
@@ -77,8 +80,8 @@ def parse_id(text: str) -> bytes:
         RemoteProtocolError: for any other text.
     """
     bare = text
-    if bare[:9].lower() == "urn:uuid:":
-        bare = bare[9:]
+    if len(bare) == _GROUPED_TEXT_CHARS + len(_URN) and bare.lower().startswith(_URN):
+        bare = bare[len(_URN) :]
     elif len(bare) == _GROUPED_TEXT_CHARS + 2 and bare[0] == "{" and bare[-1] == "}":
         bare = bare[1:-1]
     if len(bare) == _GROUPED_TEXT_CHARS and all(bare[at] == "-" for at in _HYPHENS):
@@ -96,13 +99,13 @@ def parse_control(body: bytes | memoryview) -> Control:
             dropped, as the original does.
     """
     try:
-        document = json.loads(bytes(body))
+        document = _DECODER.decode(str(body, "utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise RemoteProtocolError("control message is not JSON") from error
-    if not isinstance(document, dict):
+    if not isinstance(document, tuple):
         raise RemoteProtocolError("control message is not a JSON object")
-    fields: dict[str, object] = {}
-    for key, value in document.items():
+    fields: dict[str, object] = {"event": ""}
+    for key, value in document:
         name = key.lower()
         if value is None:
             continue
@@ -113,17 +116,37 @@ def parse_control(body: bytes | memoryview) -> Control:
         elif name == "features":
             fields[name] = parse_features(value)
         elif (kind := _KEYS.get(name)) is not None:
-            if type(value) is not kind:
-                raise RemoteProtocolError(f"{name} is not of type {kind.__name__}")
-            fields[name] = value
-    return Control(**{"event": "", **fields})  # type: ignore[arg-type]
+            fields[name] = _checked(name, value, kind)
+    return Control(**fields)  # type: ignore[arg-type]
+
+
+def _checked(name: str, value: object, kind: type) -> object:
+    """Return the value of a known key, if it is of its type: neither a bool nor a float is an integer."""
+    if type(value) is not kind or (isinstance(value, int) and not -_INT64_MAX - 1 <= value <= _INT64_MAX):
+        raise RemoteProtocolError(f"{name} is not of type {kind.__name__}")
+    return replace_surrogates(value) if isinstance(value, str) else value
+
+
+def replace_surrogates(text: str) -> str:
+    r"""Return ``text`` with U+FFFD for every lone surrogate (JSON can escape one: ``"\ud800"``), as the original does."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")  # RFC 8259 section 6; Python would take it
+
+
+# An object becomes the tuple of its pairs: a key may come twice, and null does not undo what came before.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse_constant)
 
 
 def parse_features(value: object) -> tuple[str, ...]:
     """Return the feature names in ``value``; anything that is not a list of strings names none."""
     if not isinstance(value, list):
         return ()
-    return tuple(item for item in value if isinstance(item, str))
+    return tuple(replace_surrogates(item) for item in value if isinstance(item, str))
 
 
 def serialize_control(message: Control) -> bytes:

@@ -3,8 +3,9 @@
 Strategy: one ``SendWindow`` and one ``ReceiveWindow`` a stream and side. The unit is one data message of any size. A
 side that was never granted credits does not know whether its peer is an older program without credits or only has not
 answered yet; it may have ``UNCREDITED_MAX`` messages under way that no pong has confirmed (a pong proves that the
-peer's reader has taken everything sent before the ping). ``pause_stream`` stops the sender whatever its credits, any
-``resume_stream`` lets it go on.
+peer's reader has taken everything sent before the ping). The first grant counts what such a sender sent before it: it
+may all still wait in the peer's queue, which is as long as the grant. ``pause_stream`` stops the sender whatever its
+credits, any ``resume_stream`` lets it go on.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ class SendWindow:
     ``limited`` turns true with the first grant. ``paced`` is set where an unlimited sender must wait for pongs.
     """
 
-    __slots__ = ("available", "limited", "paced", "paused")
+    __slots__ = ("_confirmed", "available", "limited", "paced", "paused")
 
     def __init__(self, granted: int = 0, *, paced: bool) -> None:
         """Start with ``granted`` credits; 0 or less means that the other side does not (yet) speak of credits."""
         self.limited = granted > 0
         self.paced = paced
         self.paused = False
+        self._confirmed = 0
         self.available = min(granted, CREDITS_MAX) if self.limited else UNCREDITED_MAX
 
     def can_send(self) -> bool:
@@ -37,10 +39,19 @@ class SendWindow:
             self.available -= 1
 
     def grant(self, count: int) -> None:
-        """Add a grant; the first one starts the counting: messages sent before it are not counted."""
+        """Add a grant; the first one turns pacing into counting, less what a paced sender sent before.
+
+        It always leaves room for UNCREDITED_MAX messages (or for all it grants), so that a peer that counts from its
+        first grant on cannot deadlock with this side.
+        """
         if count <= 0:
             return
-        self.available = min((self.available if self.limited else 0) + min(count, CREDITS_MAX), CREDITS_MAX)
+        count = min(count, CREDITS_MAX)
+        if self.limited:
+            self.available = min(self.available + count, CREDITS_MAX)
+            return
+        sent = self._confirmed + UNCREDITED_MAX - self.available
+        self.available = max(count - sent, min(count, UNCREDITED_MAX))
         self.limited = True
 
     def confirm(self) -> bool:
@@ -48,6 +59,7 @@ class SendWindow:
         if self.limited or not self.paced:
             return False
         had_room = self.available > 0
+        self._confirmed += UNCREDITED_MAX - self.available
         self.available = UNCREDITED_MAX
         return not had_room
 

@@ -244,11 +244,12 @@ daemon off; pid {self.directory}/nginx.pid; error_log stderr notice; worker_proc
 events {{ worker_connections 4096; }}
 http {{
   access_log off; client_max_body_size 0; client_body_temp_path {self.directory}/body; default_type text/plain;
+  types {{ text/html html; text/javascript js; }}
   proxy_temp_path {self.directory}/proxy; fastcgi_temp_path {self.directory}/f; uwsgi_temp_path {self.directory}/u;
   scgi_temp_path {self.directory}/s; keepalive_requests 100000; large_client_header_buffers 8 64k;
   server {{
     listen 127.0.0.1:{self.tls_port} ssl http2; listen 127.0.0.1:{self.http_port};
-    ssl_certificate {self.cert_file}; ssl_certificate_key {self.key_file};
+    ssl_certificate {self.cert_file}; ssl_certificate_key {self.key_file}; ssl_protocols TLSv1.2 TLSv1.3;
     root {self.root};
     location / {{ dav_methods PUT DELETE; create_full_put_path on; }}
     {self.locations}
