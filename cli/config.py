@@ -63,7 +63,7 @@ def show_config(file: File, kind: Kind = None, as_json: Json = False) -> None:
 
 @app.command(epilog=EPILOG)
 def schema(
-    kind: Annotated[FileKind, typer.Argument(metavar="[node|client]", help="Whose file.")] = FileKind.NODE,
+    kind: Annotated[FileKind, typer.Argument(metavar="node|client", help="Whose file.")] = FileKind.NODE,
 ) -> None:
     """Print the JSON Schema (draft 2020-12) of a configuration file, for editors."""
     content = (

@@ -72,19 +72,19 @@ def _show(report: Report, *, as_json: bool, stays: bool) -> None:
 
 def _table(report: Report) -> Table:
     seen = report.certificate
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table(box=None, show_header=False, pad_edge=False, collapse_padding=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     rows = (
         ("node", f"backends connect to {report.hub}, clients to 127.0.0.1:{report.port}"),
-        ("backend client", f"serves {report.hostname} from {report.backend}, where the TLS ends"),
+        ("backend", f"serves {report.hostname} at {report.backend}, where the TLS ends"),
         ("request", f"GET https://{report.hostname}:{report.port}/ answered {report.status} in {report.ms:.1f} ms"),
         ("certificate", f"{seen.subject}, issued by {seen.issuer}, over {report.tls_version}"),
-        ("fingerprint", f"SHA-256 {seen.sha256}"),
+        ("SHA-256", seen.sha256),
         ("", _verdict(report.sees_backend, "it is the backend's own", "it is NOT the backend's")),
         ("", _verdict(not report.sees_node, "the node's is another one, shown to backends only", "it is the NODE's")),
         ("bytes", f"{report.bytes_to_backend} to the backend, {report.bytes_to_client} back, all of them TLS"),
-        ("unknown name", f"{report.unknown_hostname}: {report.unknown_outcome}"),
+        ("other name", f"{report.unknown_hostname}: {report.unknown_outcome}"),
         ("", _verdict(report.unknown_refused, "refused with the alert unrecognized_name", "NOT refused as expected")),
     )
     for name, value in rows:
@@ -92,5 +92,5 @@ def _table(report: Report) -> Table:
     return table
 
 
-def _verdict(good: bool, yes: str, no: str) -> Text:  # noqa: FBT001 — reads as a question
+def _verdict(good: bool, yes: str, no: str) -> Text:
     return Text(f"✓ {yes}", style="green") if good else Text(f"✗ {no}", style="bold red")

@@ -28,11 +28,16 @@ _WORDS: Final = {
 }
 
 
+def summary(event: Event) -> str:
+    """Return what happened in a few words, for a status line."""
+    return _WORDS[event.kind]
+
+
 def describe(event: Event) -> str:
-    """Return an event as a sentence without its hub: ``cannot connect: …; next attempt in 4 s``."""
+    """Return an event as a sentence without its hub: ``cannot connect: …; next attempt in 4.0 s``."""
     detail = f": {event.detail}" if event.detail else ""
-    retry = f"; next attempt in {event.retry_s:.0f} s" if event.retry_s else ""
-    return f"{_WORDS[event.kind]}{detail}{retry}"
+    retry = f"; next attempt in {event.retry_s:.1f} s" if event.retry_s else ""
+    return f"{summary(event)}{detail}{retry}"
 
 
 def log_event(event: Event) -> None:

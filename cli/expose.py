@@ -23,7 +23,7 @@ from backend_client.config import Attestation, BackendConfig, ClientFile, PortMa
 from backend_client.events import Event, EventKind, Stats
 from backend_client.service import clients_of, run_clients
 from cli import render
-from cli.events import describe, log_event
+from cli.events import describe, log_event, summary
 from cli.options import (
     EXIT_FAILURE,
     STDIN,
@@ -44,8 +44,9 @@ _STATUS_INTERVAL_S: Final = 0.25
 """Time between two status lines: quick enough to look live, slow enough to cost nothing."""
 
 
-def expose(
+def expose(  # noqa: PLR0913 — one option for each choice
     hostname: Annotated[str, typer.Argument(metavar="HOST", help="The hostname or wildcard to serve.")],
+    *,
     to: Annotated[str, typer.Option(metavar="ADDR", help="The local TLS service: 8443, :8443 or 127.0.0.1:8443.")],
     hub: Annotated[str, typer.Option(metavar="URL", help="The hub: wss://hub.example.com:8443.")],
     secret_file: SecretFile = "",
@@ -58,11 +59,7 @@ def expose(
     ] = None,
     port: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="N",
-            help=f"A public port of the node to serve; repeat it. [default: {HTTPS_PORT}]",
-            show_default=False,
-        ),
+        typer.Option(metavar="N", help="A public port of the node to serve; repeat it.", show_default=str(HTTPS_PORT)),
     ] = None,
     http_to: Annotated[
         str, typer.Option(metavar="ADDR", help=f"A local HTTP service for the public port {HTTP_PORT}.")
@@ -129,7 +126,7 @@ class _StatusLine:
     def event(self, event: Event) -> None:
         if event.kind in (EventKind.STREAM_OPENED, EventKind.STREAM_CLOSED):
             return
-        self._trouble = "" if event.kind is EventKind.CONNECTED else describe(event)
+        self._trouble = "" if event.kind is EventKind.CONNECTED else summary(event)
         self._live.console.print(Text(describe(event)), soft_wrap=True)
 
     def figures(self, stats: Stats) -> None:

@@ -100,7 +100,8 @@ class _Plan:
 
 
 def init(  # noqa: PLR0913 — one option for each choice
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write; made if missing.")] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if missing.")] = Path(),
+    *,
     dev: Annotated[
         bool,
         typer.Option("--dev", "--local-ca", help="Make a CA and certificates for development, in DIR/certs."),
@@ -109,11 +110,15 @@ def init(  # noqa: PLR0913 — one option for each choice
         str,
         typer.Option(
             metavar="NAME",
-            help="Name that backends dial the hub by. [default: localhost with --dev, else the certificate's first]",
+            help="Name that backends dial the hub by.",
+            show_default="localhost with --dev, else the certificate's first",
         ),
     ] = "",
     backend_hostname: Annotated[
-        str, typer.Option(metavar="NAME", help="Name that the example client serves. [default: app.NAME with --dev]")
+        str,
+        typer.Option(
+            metavar="NAME", help="Name that the example client serves.", show_default="app.HOSTNAME with --dev"
+        ),
     ] = "",
     cert: Annotated[
         Path | None, typer.Option(metavar="FILE", help="PEM file of the hub's certificate chain; together with --key.")
@@ -125,9 +130,8 @@ def init(  # noqa: PLR0913 — one option for each choice
         typer.Option(
             min=1,
             max=65535,
-            show_default=False,
-            help="A public TCP port; repeat it. The first is the one the example client serves. "
-            f"[default: {_ports(PUBLIC_RELAY_PORTS)}, with --dev {_ports(DEVELOPMENT_RELAY_PORTS)}]",
+            help="A public TCP port; repeat it. The first is the one the example client serves.",
+            show_default="443 and 80, with --dev 8444 and 8080",
         ),
     ] = None,
     to: Annotated[
@@ -163,10 +167,6 @@ def init(  # noqa: PLR0913 — one option for each choice
     written = _Written(force, time.time())
     _write_all(plan, written)
     _report(plan, written, show_secret=show_secret, as_json=as_json)
-
-
-def _ports(ports: tuple[int, ...]) -> str:
-    return " and ".join(map(str, ports))
 
 
 def _default_hostname(cert: Path | None, key: Path | None, *, development: bool) -> str:
@@ -275,11 +275,11 @@ def _next_steps(plan: _Plan) -> list[str]:
     ]
     if plan.development:
         certs = plan.file("certs")
-        host, _, port = plan.target.rpartition(":")
+        pair = f"-cert {certs / 'app.pem'} -key {certs / 'app.key'}"
+        where = f"{plan.app}:{plan.relay_ports[0]}"
         steps += [
-            f"openssl s_server -quiet -www -accept {host}:{port} -cert {certs / 'app.pem'} -key {certs / 'app.key'}",
-            f"curl --resolve {plan.app}:{plan.relay_ports[0]}:127.0.0.1 --cacert {certs / 'ca.pem'} "
-            f"https://{plan.app}:{plan.relay_ports[0]}/",
+            f"openssl s_server -quiet -www -accept {plan.target} {pair}",
+            f"curl --resolve {where}:127.0.0.1 --cacert {certs / 'ca.pem'} https://{where}/",
         ]
     return steps
 

@@ -28,7 +28,10 @@ STDIN = "-"
 LogLevelName = Literal["debug", "info", "warning", "error"]
 LogFormatName = Literal["text", "json"]
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; its schema is documented in docs/cli.md.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", envvar="NEXUS_JSON", help="Print JSON on stdout; its schema is documented in docs/cli.md."),
+]
 LogLevel = Annotated[
     LogLevelName, typer.Option("--log-level", envvar="NEXUS_LOG_LEVEL", help="Least severe level that is logged.")
 ]
@@ -85,12 +88,17 @@ def shared_secret(path: str) -> str:
     Raises:
         ConfigError: the named file cannot be read or is empty.
     """
-    secret = read_secret(path) if path else os.environ.get(SECRET_VARIABLE, "")
+    secret = read_secret(path) if path else environment_secret()
     if not secret:
         raise typer.BadParameter(
             f"no secret: name its file, give - for stdin, or set {SECRET_VARIABLE}", param_hint="--secret-file"
         )
     return secret
+
+
+def environment_secret() -> str:
+    """Return the secret of the environment, or nothing; white space around it is no part of it, as for the node."""
+    return os.environ.get(SECRET_VARIABLE, "").strip()
 
 
 def read_secret(path: str) -> str:

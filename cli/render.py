@@ -1,7 +1,7 @@
 """What commands print: data on stdout, messages on stderr, JSON with a stable schema.
 
-Colours and layout are rich's, which honours ``NO_COLOR``, ``TERM=dumb`` and whether the stream is a terminal. Long lines
-are never folded, so that paths and commands can be copied.
+Colours and layout are rich's, which honours ``NO_COLOR``, ``TERM=dumb`` and whether the stream is a terminal. Long
+lines are never folded, so that paths and commands can be copied.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 HOSTNAME: Final = "app.nexus.test"  # RFC 6761 6.2: .test is never a real name
 UNKNOWN_HOSTNAME: Final = "unknown.nexus.test"
 LOOPBACK: Final = "127.0.0.1"
-_LIFETIME_DAYS: Final = 2  # a demo that stays up over a night
+_LIFETIME_DAYS: Final = 30  # longer than any demo, and than the node's notice of expiry
 _STEP_TIMEOUT_S: Final = 15.0
 """Longest wait for one step; on loopback each takes milliseconds."""
 
@@ -250,7 +250,7 @@ async def _get_refused(ca_file: Path, port: int) -> tuple[str, bool]:
         await _get(ca_file, port, UNKNOWN_HOSTNAME)
     except ssl.SSLError as error:
         reason = error.reason or str(error)
-        return f"TLS alert {reason}", _UNRECOGNIZED_NAME in reason
+        return f"TLS: {reason}", _UNRECOGNIZED_NAME in reason
     except OSError as error:
         return str(error) or type(error).__name__, False
     return "answered", False

@@ -55,7 +55,8 @@ backendListenAddress: {_value(node.hub_address)}
 
 # The public TCP ports. Ports below 1024 need CAP_NET_BIND_SERVICE, or root.
 relayPorts: {_value(list(node.relay_ports))}
-{_line("relayBindAddresses", list(node.bind_addresses), "all interfaces")}
+# IP addresses they bind to; without the key all interfaces, IPv4 and IPv6.
+{_line("relayBindAddresses", list(node.bind_addresses), '["192.0.2.1"]')}
 
 # The secret that backends sign their tokens with (nexus token --secret-file uses the same file).
 backendsJWTSecretFile: {_value(str(node.secret_file))}

@@ -7,7 +7,6 @@ backend-protocol 18), so ``nexus token --secret-file F`` is itself such a comman
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -22,10 +21,10 @@ from cli import render
 from cli.options import (
     EPILOG,
     EXIT_FAILURE,
-    SECRET_VARIABLE,
     STDIN,
     Json,
     SecretFile,
+    environment_secret,
     parse_ports,
     parse_udp_routes,
     read_secret,
@@ -43,12 +42,11 @@ app = typer.Typer(
     help="Mint a backend's token with the secret shared with the hub; `token inspect` looks into one.", epilog=EPILOG
 )
 
-_Seconds = Annotated[int, typer.Option(min=0, help="The claim of this name, in seconds; 0 leaves it out.")]
-
 
 @app.callback(invoke_without_command=True, epilog=EPILOG)
 def mint(  # noqa: PLR0913 — one option for each claim
     context: typer.Context,
+    *,
     hostname: Annotated[
         list[str] | None,
         typer.Option(envvar="NEXUS_HOSTNAMES", help="A hostname or wildcard to claim; repeat it, or a comma list."),
@@ -78,10 +76,14 @@ def mint(  # noqa: PLR0913 — one option for each claim
     nonce: Annotated[
         str, typer.Option(envvar="NEXUS_SESSION_NONCE", help="The hub's nonce, for attest and reauth.")
     ] = "",
-    handshake_max_age: _Seconds = 0,
-    reauth_interval: _Seconds = 0,
-    reauth_grace: _Seconds = 0,
-    maintenance_grace_cap: _Seconds = 0,
+    handshake_max_age: Annotated[
+        int, typer.Option(min=0, help="Greatest age of the handshake token in seconds; 0 claims none.")
+    ] = 0,
+    reauth_interval: Annotated[int, typer.Option(min=0, help="Seconds between re-authentications; 0 claims none.")] = 0,
+    reauth_grace: Annotated[int, typer.Option(min=0, help="Seconds to answer one; 0 leaves it to the hub.")] = 0,
+    maintenance_grace_cap: Annotated[
+        int, typer.Option(min=0, help="Seconds that one may be deferred in maintenance; 0 leaves it to the hub.")
+    ] = 0,
     authorizer_status_uri: Annotated[str, typer.Option(help="https URL the hub asks during maintenance.")] = "",
     policy_version: Annotated[str, typer.Option(help="A note for the hub.")] = "",
     outbound_allowed: Annotated[
@@ -132,7 +134,7 @@ def mint(  # noqa: PLR0913 — one option for each claim
 
 @app.command(epilog=EPILOG)
 def inspect(
-    token: Annotated[str, typer.Argument(metavar="[TOKEN|-]", help="The token; - or nothing reads stdin.")] = STDIN,
+    token: Annotated[str, typer.Argument(metavar="TOKEN|-", help="The token; - or nothing reads stdin.")] = STDIN,
     secret_file: SecretFile = "",
     as_json: Json = False,
 ) -> None:
@@ -144,7 +146,7 @@ def inspect(
         raise typer.BadParameter("stdin holds the token already", param_hint="--secret-file")
     text = (sys.stdin.read() if token == STDIN else token).strip()
     found = inspect_token(text)
-    secret = read_secret(secret_file) if secret_file else os.environ.get(SECRET_VARIABLE, "")
+    secret = read_secret(secret_file) if secret_file else environment_secret()
     signature, refusal = _verdict(text, secret)
     if as_json:
         render.document(
@@ -173,7 +175,7 @@ def _check_request(spec: TokenSpec, stage: Stage, nonce: str) -> None:
 
 
 def _verdict(token: str, secret: str) -> tuple[str, str | None]:
-    """Return ``valid``, ``invalid`` or ``not checked``, and why a hub with the secret would refuse the token, or None."""
+    """Return ``valid``, ``invalid`` or ``not checked``, and why a hub with the secret would refuse it, or None."""
     if not secret:
         return "not checked", None
     try:

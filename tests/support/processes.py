@@ -27,6 +27,7 @@ from tests.support.programs import require
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.02
+_ESTABLISHED = "01"  # of Linux's /proc/net/tcp
 SECRET = "integration-secret-of-32-bytes!!"
 _NEXUS = [sys.executable, "-c", "from cli.main import main; main()"]
 _METRIC = re.compile(r"^(?P<name>[a-z_]+)(?P<labels>\{[^}]*\})? (?P<value>\S+)$")
@@ -53,6 +54,12 @@ def is_listening(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
+
+
+def established(port: int) -> int:
+    """Return how many connections of a loopback port its own program still holds open in both directions."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1] == f"0100007F:{port:04X}" and row[3] == _ESTABLISHED for row in rows)
 
 
 @dataclass
@@ -183,6 +190,11 @@ class Node(Process):
         """Return one sample, 0 while it has none."""
         return self.metrics().get(name, 0.0)
 
+    def rejected(self) -> float:
+        """Return how many clients were closed without a stream, for any reason."""
+        name = "nexus_client_connections_rejected_total"
+        return sum(value for sample, value in self.metrics().items() if sample.startswith(name))
+
 
 class Client(Process):
     """``nexus client run`` for one backend; ``targets`` maps relay ports of the node to local ports."""
@@ -202,10 +214,10 @@ class Client(Process):
         }
         file = directory / f"{name}.yaml"
         file.write_text(yaml.safe_dump({"backends": [backend]}))
-        before = node.metric("nexus_sessions")
+        before = node.metric("nexus_sessions_opened_total")
         super().__init__([*_NEXUS, "client", "run", "-c", str(file)], directory / f"{name}.log")
         self.name = name
-        wait_for(lambda: node.metric("nexus_sessions") > before, "the hub has the client's session")
+        wait_for(lambda: node.metric("nexus_sessions_opened_total") > before, "the hub has the client's session")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
@@ -67,7 +68,6 @@ class TestRequest:
             (b"GET //other.example/x#y HTTP/1.1", ("GET", "//other.example/x#y")),
             (b"GET /.well-known/acme-challenge/t HTTP/1.1", ("GET", "/.well-known/acme-challenge/t")),
             (b"OPTIONS * HTTP/1.1", ("OPTIONS", "*")),
-            (b"GET * HTTP/1.1", ("GET", "*")),
             (b"M-SEARCH * HTTP/3.7", ("M-SEARCH", "*")),
             (b"CONNECT /rpc HTTP/1.1", ("CONNECT", "/rpc")),
             (b"GET urn:a:b HTTP/1.1", ("GET", "/")),
@@ -170,21 +170,16 @@ class TestRefusal:
             b"GET /%zz HTTP/1.1",
             b"GET /%4 HTTP/1.1",
             b"GET ? HTTP/1.1",
-            b"GET 1http://a/ HTTP/1.1",
             b"GET http:///x HTTP/1.1",
             b"GET http://u@a/ HTTP/1.1",
-            b"GET http://a:b/ HTTP/1.1",
             b"GET http://tcp:25:80/ HTTP/1.1",
             b"GET http://[tcp:25]/ HTTP/1.1",
             b"GET http://a/%z HTTP/1.1",
             b"CONNECT a:443/x HTTP/1.1",
             b"CONNECT tcp:25:1 HTTP/1.1",
-            b"CONNECT ? HTTP/1.1",
             b"INVITE sip:bob@example.com SIP/2.0",
             b"X" * (METHOD_MAX_BYTES + 1) + b" / HTTP/1.1",
             b"EHLO client.example.com",
-            b"SSH-2.0-OpenSSH_9.2p1",
-            b"*1",
         ],
     )
     def test_a_wrong_request_line_is_refused_by_its_lf_at_the_latest(self, line: bytes) -> None:
@@ -194,32 +189,19 @@ class TestRefusal:
             assert peek_request(line + eol + HOST) is PeekStatus.NOT_THIS
             assert peek_request(line + eol + HOST + b"\r\n") is PeekStatus.NOT_THIS
 
-    @pytest.mark.parametrize(
-        "start",
-        [
-            b"\0",
-            b"\x16",
-            b"\r",
-            b" ",
-            b"\xff",
-            b"SSH-2.0-OpenSSH_9.2p1\r",
-            b"GET  ",
-            b"GET f/",
-            b"GET ?",
-            b"GET **",
-            b"GET /\0",
-            b"GET / I",
-            b"GET / HTTP/x",
-            b"GET / HTTP/1.1 ",
-            b"GET foo ",
-            b"*1\r",
-            b"X" * (METHOD_MAX_BYTES + 1),
-        ],
-    )
-    def test_a_wrong_start_is_refused_at_its_first_wrong_byte(self, start: bytes) -> None:
+    @pytest.mark.parametrize("start", [b"\0", b"\x16", b"\r", b" ", b"\xff", b"*1\r", b"X" * (METHOD_MAX_BYTES + 1)])
+    def test_another_protocol_is_refused_at_its_first_wrong_byte(self, start: bytes) -> None:
         """No LF is waited for, and nothing is refused too soon."""
         assert peek_request(start[:-1]) is PeekStatus.NEED_MORE
         assert peek_request(start) is PeekStatus.NOT_THIS
+
+    @pytest.mark.parametrize(
+        "rest", [b"\t", b"  ", b" f/", b" ?", b" **", b" /\0", b" foo ", b" / I", b" / HTTP/x", b" / HTTP/1.1 "]
+    )
+    def test_what_follows_a_method_is_refused_at_its_first_wrong_byte(self, rest: bytes) -> None:
+        """A second blank, and a target or a version of no known form."""
+        assert peek_request(b"GET" + rest[:-1]) is PeekStatus.NEED_MORE
+        assert peek_request(b"GET" + rest) is PeekStatus.NOT_THIS
 
     @pytest.mark.parametrize(
         "field",
@@ -261,12 +243,10 @@ class TestRefusal:
             b"Host: a,b\r\n",
             b"Host: a\r\n b\r\n",
             b"Host: u@a\r\n",
-            b"Host: a/\r\n",
             b"Host: *.example.com\r\n",
             "Host: bücher.example\r\n".encode(),
             HOST + b"Content-Length:\r\n",
             HOST + b"Content-Length: -1\r\n",
-            HOST + b"Content-Length: +1\r\n",
             HOST + b"Content-Length: 1, 1\r\n",
             HOST + b"Content-Length: 1\r\nContent-Length: 2\r\n",
             HOST + b"Content-Length: %d\r\n" % (CONTENT_LENGTH_MAX + 1),
@@ -304,7 +284,6 @@ class TestAuthority:
             (b"[1.2.3.4]", None),
             (b"::1", None),
             (b"a:100000", None),
-            (b"a..", None),
             (b".", None),
             (b"", None),
             (b":80", None),
@@ -352,36 +331,27 @@ class TestBounds:
 
     def test_a_dripped_head_is_judged_line_by_line_and_read_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Counted in bytes of header lines judged, request lines and heads read, over all calls."""
-        judged: list[int] = []
-        lines: list[bytes] = []
-        heads_read: list[bytes] = []
-        are_header_lines, parse_line, parse_head = (
-            http1._are_header_lines,
-            http1._parse_request_line,
-            http1._parse_head,
-        )
+        given: dict[str, list[bytes]] = {}
 
-        def counting_lines(block: bytes) -> bool:
-            judged.append(len(block))
-            return are_header_lines(block)
+        def count(name: str, function: Callable[[bytes], object]) -> None:
+            arguments = given[name] = []
 
-        def counting_line(line: bytes) -> HttpRequest | None:
-            lines.append(line)
-            return parse_line(line)
+            def counting(part: bytes) -> object:
+                arguments.append(part)
+                return function(part)
 
-        def counting_head(head: bytes) -> HttpRequest | None:
-            heads_read.append(head)
-            return parse_head(head)
+            monkeypatch.setattr(http1, name, counting)
 
-        monkeypatch.setattr(http1, "_are_header_lines", counting_lines)
-        monkeypatch.setattr(http1, "_parse_request_line", counting_line)
-        monkeypatch.setattr(http1, "_parse_head", counting_head)
+        count("_are_header_lines", http1._are_header_lines)
+        count("_parse_request_line", http1._parse_request_line)
+        count("_parse_head", http1._parse_head)
         head = GET + HOST + b"abc: de\r\n" * 500
         data = head + b"\r\n"
         assert answers_to_drip(data, hinted=True)[-1] == ANSWER
-        assert lines == [GET.strip() + b"\r"] * 2  # at its LF, and in the whole head
-        assert heads_read == [head]
-        assert sum(judged) == 2 * len(head[len(GET) :])  # each line at its LF, all in the whole head
+        assert given["_parse_request_line"] == [GET[:-1]] * 2  # at its LF, and in the whole head
+        assert given["_parse_head"] == [head]
+        judged = sum(map(len, given["_are_header_lines"]))
+        assert judged == 2 * len(head[len(GET) :])  # each line at its LF, and all in the whole head
 
     def test_a_head_is_searched_for_its_end_only_where_it_is_new(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Counted in bytes searched over all calls of a head that is one long line."""

@@ -1,0 +1,191 @@
+"""``nexus config`` and what it shares with ``serve`` and ``client run``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nexus.config.keys import NODE_KEYS
+from tests.support.command_line import nexus
+
+SECRET = "a-secret-of-the-test-with-32-bytes"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory that ``nexus init --dev`` has filled."""
+    nexus("init", str(tmp_path), "--dev")
+    return tmp_path
+
+
+def _node(directory: Path, **changes: object) -> str:
+    file = directory / "changed.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load((directory / "server.yaml").read_text()) | changes))
+    return str(file)
+
+
+def _client(directory: Path, **changes: object) -> str:
+    document = yaml.safe_load((directory / "client.yaml").read_text())
+    document["backends"][0] |= changes
+    file = directory / "changed-client.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return str(file)
+
+
+def test_good_file_is_ok(directory: Path) -> None:
+    """On stdout, with nothing on stderr."""
+    outcome = nexus("config", "check", str(directory / "server.yaml"))
+    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, f"{directory / 'server.yaml'}: ok\n", "")
+
+
+def test_kind_can_be_given(directory: Path) -> None:
+    """A client's file read as a node's has mistakes."""
+    outcome = nexus("config", "check", str(directory / "client.yaml"), "--kind", "node", "--json")
+    assert outcome.code == 3
+    assert outcome.document()["kind"] == "node"
+
+
+def test_mistakes_name_file_line_and_mend(directory: Path) -> None:
+    """All at once, exit code 3."""
+    file = _node(directory, relayPorts=[443, 443], idleTimeoutSeconds="soon")
+    outcome = nexus("config", "check", file)
+    assert (outcome.code, outcome.stdout) == (3, "")
+    assert f"{file}:" in outcome.stderr
+    assert "idleTimeoutSeconds" in outcome.stderr
+    assert "relayPorts[1]" in outcome.stderr
+
+
+def test_unknown_key_warns_and_fails_when_strict(directory: Path) -> None:
+    """With a guess at what was meant."""
+    file = _node(directory, relayPort=[443])
+    lenient = nexus("config", "check", file)
+    assert lenient.code == 0
+    assert "warning: " in lenient.stderr
+    assert "relayPorts" in lenient.stderr
+    strict = nexus("config", "check", file, "--strict")
+    assert (strict.code, strict.stdout) == (3, "")
+    assert "error: " in strict.stderr
+
+
+def test_check_json_has_the_documented_keys(directory: Path) -> None:
+    """Also when it fails."""
+    outcome = nexus("config", "check", _node(directory, relayPorts=[]), "--json")
+    document = outcome.document()
+    assert outcome.code == 3
+    assert list(document) == ["schema", "file", "kind", "ok", "problems", "warnings"]
+    assert document["ok"] is False
+    assert set(document["problems"][0]) == {"source", "line", "key", "what", "mend"}
+    assert nexus("config", "check", str(directory / "client.yaml"), "--json").document()["ok"] is True
+
+
+def test_unreadable_file_is_a_problem_of_unknown_kind(tmp_path: Path) -> None:
+    """JSON says so too."""
+    outcome = nexus("config", "check", str(tmp_path / "no.yaml"), "--json")
+    assert outcome.code == 3
+    assert outcome.document()["kind"] is None
+
+
+def test_features_that_are_not_served_fail_the_check_and_the_start(directory: Path) -> None:
+    """One sentence for each key: what passes the check can be served."""
+    file = _node(directory, allowOutbound=True, allowedOutboundPorts=[443], stunPort=3478)
+    for outcome in (nexus("config", "check", file), nexus("serve", "-c", file), nexus("serve", "--check", "-c", file)):
+        assert (outcome.code, outcome.stdout) == (3, "")
+        assert "stunPort: not served by this version" in outcome.stderr
+        assert "allowOutbound: not served by this version" in outcome.stderr
+
+
+def test_certificate_by_acme_is_refused_plainly(directory: Path) -> None:
+    """The key is the original's; this version wants files."""
+    file = _node(directory, hubTlsCertFile="", hubTlsKeyFile="", hubPublicHostname="hub.example.com")
+    outcome = nexus("serve", "-c", file)
+    assert outcome.code == 3
+    assert "hubPublicHostname: not served by this version" in outcome.stderr
+
+
+def test_certificate_files_are_part_of_the_check(directory: Path) -> None:
+    """Missing ones are mistakes, a key that others can read is a warning."""
+    missing = nexus("config", "check", _node(directory, hubTlsCertFile="/nonexistent/hub.pem"))
+    assert missing.code == 3
+    assert "hubTlsCertFile: /nonexistent/hub.pem: does not exist" in missing.stderr
+    (directory / "certs" / "hub.key").chmod(0o644)
+    exposed = nexus("config", "check", str(directory / "server.yaml"))
+    assert exposed.code == 0
+    assert "chmod 600" in exposed.stderr
+
+
+def test_serve_check_is_config_check(directory: Path) -> None:
+    """Same words, same exit code, also for warnings."""
+    (directory / "certs" / "hub.key").chmod(0o644)
+    file = str(directory / "server.yaml")
+    assert nexus("serve", "-c", file, "--check") == nexus("config", "check", file)
+
+
+def test_clients_ca_file_is_part_of_the_check(directory: Path) -> None:
+    """For ``client run`` too."""
+    file = _client(directory, caFile="/nonexistent/ca.pem")
+    for outcome in (nexus("config", "check", file), nexus("client", "run", "-c", file)):
+        assert outcome.code == 3
+        assert "backends[0].caFile: /nonexistent/ca.pem" in outcome.stderr
+
+
+def test_clients_warnings_are_shown(directory: Path) -> None:
+    """A claimed port that leads nowhere."""
+    outcome = nexus("config", "check", _client(directory, tcpPorts=[22]))
+    assert outcome.code == 0
+    assert "tcpPorts[0]" in outcome.stderr
+
+
+def test_show_prints_every_key_of_a_node_as_yaml(directory: Path) -> None:
+    """Defaults resolved, the secret masked."""
+    outcome = nexus("config", "show", str(directory / "server.yaml"))
+    values = yaml.safe_load(outcome.stdout)
+    assert list(values) == [spec.key for spec in NODE_KEYS]
+    assert values["relayPorts"] == [8444, 8080]
+    assert values["peekTimeouts"]["firstByteSeconds"] == 15
+    assert (directory / "secret").read_text().strip() not in outcome.stdout
+
+
+def test_show_takes_the_environment_into_account(directory: Path) -> None:
+    """And says it in JSON."""
+    document = nexus(
+        "config", "show", str(directory / "server.yaml"), "--json", env={"NEXUS_IDLE_TIMEOUT_SECONDS": "7"}
+    ).document()
+    assert list(document) == ["schema", "file", "kind", "config"]
+    assert document["config"]["idleTimeoutSeconds"] == 7
+
+
+def test_show_works_for_features_that_are_not_served(directory: Path) -> None:
+    """It says what is in effect, not whether it can be served."""
+    assert yaml.safe_load(nexus("config", "show", _node(directory, stunPort=3478)).stdout)["stunPort"] == 3478
+
+
+def test_show_masks_every_secret_of_a_client(directory: Path) -> None:
+    """The secret itself and the environment of a token command."""
+    attestation = {"hmacSecret": SECRET, "command": "mint", "env": {"API_KEY": "hidden-value"}}
+    udp = [{"port": 53, "flowIdleTimeoutSeconds": 9}]
+    file = _client(directory, attestation=attestation, udpRoutes=udp)
+    outcome = nexus("config", "show", file)
+    assert SECRET not in outcome.stdout
+    assert "hidden-value" not in outcome.stdout
+    (backend,) = yaml.safe_load(outcome.stdout)["backends"]
+    assert backend["attestation"]["env"] == {"API_KEY": "********"}
+    assert backend["attestation"]["hmacSecret"] == "********"
+    assert backend["udpRoutes"] == udp
+    assert backend["portMappings"] == {8444: {"default": "127.0.0.1:9443", "hosts": {}}}
+    assert nexus("config", "show", file, "--json").document()["kind"] == "client"
+
+
+def test_show_of_a_broken_file_fails(directory: Path) -> None:
+    """Nothing is shown that is not in effect."""
+    assert nexus("config", "show", _client(directory, nonsense=1)).code == 3
+
+
+@pytest.mark.parametrize(("kind", "key"), [((), "backendListenAddress"), (("client",), "backends")])
+def test_schema_is_json(kind: tuple[str, ...], key: str) -> None:
+    """For the node unless asked otherwise."""
+    schema = json.loads(nexus("config", "schema", *kind).stdout)
+    assert key in schema["properties"]
+    assert schema["$schema"].startswith("https://json-schema.org/")
