@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Final
 
+from nexus.memory import keep_memory_low
+
 # The young generation is collected after so many new containers instead of 700: a relay makes few cycles.
 _GC_THRESHOLD: Final = 50_000
 
@@ -27,6 +29,7 @@ def run(main: Callable[[], Coroutine[object, object, None]]) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
+        keep_memory_low(runner.get_loop())
         runner.run(main())
 
 
