@@ -44,10 +44,10 @@ async def connect(  # noqa: PLR0913 — every one has a default or a name of its
         on_event: is told what happens.
 
     Returns the client: ``await client.wait_connected()``, ``client.stats``, ``client.stop()``. Losing the hub is an
-    event, not an error: the client comes back by itself.
+    event, not an error: the client comes back by itself. An exception in the context is raised again behind the drain.
 
     Raises:
-        ConfigError: a target in ``forward`` is not ``host:port``.
+        ConfigError: ``hub`` is not a WebSocket URL, or a target in ``forward`` is not ``host:port``.
         ValueError: neither or both of ``handler`` and ``forward`` are given.
     """
     if (handler is None) == (forward is None):
@@ -61,9 +61,14 @@ async def connect(  # noqa: PLR0913 — every one has a default or a name of its
         context=context,
         on_event=on_event,
     )
+    failure: Exception | None = None
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(client.run())
         try:
             yield client
+        except Exception as error:  # noqa: BLE001 — raised below: in here it would cut the streams, and become a group
+            failure = error
         finally:
             client.stop()
+    if failure is not None:
+        raise failure

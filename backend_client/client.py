@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
-from backend_client.backoff import Backoff, FailureKind
+from backend_client.backoff import STABLE_SESSION_S, Backoff, FailureKind
 from backend_client.events import Event, EventHandler, EventKind, Stats
 from backend_client.proxy import open_tunnel, proxy_for
 from backend_client.session import ClientSession, Forwarder
 from backend_client.tokens import CachingProvider, Stage, TokenProvider, TokenRequest
-from nexus.errors import NexusError, RejectedError
+from nexus.errors import ConfigError, NexusError, Problem, RejectedError, TokenProviderError
 from nexus.link.connection import WEBSOCKET_LOG, Link, LinkEnd
 from nexus.link.inbox import Inbox
 from nexus.link.stream import Stream
@@ -29,6 +32,7 @@ from nexus.protocol.constants import (
     HANDSHAKE_MESSAGE_MAX_BYTES,
 )
 from nexus.protocol.handshake import parse_challenge
+from nexus.tls.contexts import hub_client_context
 
 _log = logging.getLogger("nexus.client")
 
@@ -87,14 +91,14 @@ class BackendClient:
     ) -> None:
         """Take the hub's URL (``wss://host:port/connect``) inside a running event loop.
 
-        ``context`` verifies the hub, by default against the system's roots.
+        ``context`` verifies the hub, by default against the system's roots. Raises ConfigError when the URL is none.
         """
         self.hub = hub
-        self._uri: WebSocketURI = parse_uri(hub)
+        self._uri = _parse_hub(hub)
         self._identity = identity
         self._tokens = tokens
         self._forwarder = forwarder
-        self._context = context
+        self._context = (context or hub_client_context()) if self._uri.secure else None
         self._on_event = on_event
         self._health = health or HealthChecks()
         self._drain_timeout_s = drain_timeout_s
@@ -115,9 +119,12 @@ class BackendClient:
         """Keep a session until ``stop``; failures are events, never exceptions."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                while not self._stop.done():
-                    delay_s = await self._one_session(tasks)
-                    await asyncio.wait([self._stop], timeout=delay_s)
+                try:
+                    while not self._stop.done():
+                        delay_s = await self._one_session(tasks)
+                        await asyncio.wait([self._stop], timeout=delay_s)
+                finally:
+                    self._cut()
                 raise _Stopped  # noqa: TRY301 — ends what handlers may still be doing
         except* _Stopped:
             self._tell(EventKind.STOPPED)
@@ -129,7 +136,7 @@ class BackendClient:
             self._tell(EventKind.DRAINING)
 
     async def wait_connected(self) -> None:
-        """Return once the hub has accepted a session."""
+        """Return as soon as the hub has accepted a session; that may be never, so give it a limit of your own."""
         await self._connected.wait()
 
     @property
@@ -171,7 +178,9 @@ class BackendClient:
         lived_s = asyncio.get_running_loop().time() - self._connected_at
         self._leave_session()
         if end.code == CLOSE_POLICY:
-            return self._failed(RejectedError(end.reason or "the hub closed with code 1008"))
+            if lived_s >= STABLE_SESSION_S:
+                self._backoff.reset()  # earlier refusals were over: this is the first of a new row
+            return self._failed(_rejection(end))
         delay_s = self._backoff.after_session(lived_s, self._rng)
         self._tell(EventKind.DISCONNECTED, str(end), delay_s)
         return delay_s
@@ -188,7 +197,8 @@ class BackendClient:
     async def _attempt(self, tasks: asyncio.TaskGroup) -> ClientSession | Exception:
         try:
             return await self._connect(tasks)
-        except (OSError, NexusError) as error:  # TimeoutError and SSLError are OSErrors
+        # TimeoutError and SSLError are OSErrors; a host name that IDNA refuses is a UnicodeError.
+        except (OSError, NexusError, UnicodeError) as error:
             return error
 
     async def _connect(self, tasks: asyncio.TaskGroup) -> ClientSession:
@@ -196,19 +206,19 @@ class BackendClient:
 
         The first token is fetched before dialling, since the hub's clock runs from the upgrade on.
         """
-        first = await self._tokens.token(self._identity.request("handshake", ""))
+        first = await self._token("handshake", "")
         inbox = Inbox()
         link = await self._dial(inbox)
         try:
-            link.send_text(first.strip())
-            async with asyncio.timeout(CHALLENGE_TIMEOUT_S):
+            link.send_text(first)
+            async with _limit(CHALLENGE_TIMEOUT_S, "no challenge from the hub"):
                 challenge = parse_challenge(await inbox.next_text())
-            link.send_text((await self._tokens.token(self._identity.request("attest", challenge.nonce))).strip())
+            link.owner = _Deaf()
+            link.release()  # a token may take long: pings are answered meanwhile
+            link.send_text(await self._token("attest", challenge.nonce))
             link.start_session()
-            link.keep_alive(CLIENT_PING_INTERVAL_S, CLIENT_DEAD_AFTER_S)
             client = ClientSession(link, self.hub, challenge.features, self._forwarder, tasks)
             client.stream_changed = self._stream_changed
-            link.release()
             await self._accepted(client)
         except BaseException:
             link.abort("the handshake did not succeed")
@@ -221,10 +231,12 @@ class BackendClient:
         if link.lost.done():
             end = link.lost.result()
             if end.code == CLOSE_POLICY:
-                raise RejectedError(end.reason or "the hub closed with code 1008")
+                raise _rejection(end)
             raise ConnectionError(f"the hub ended the session before it was up: {end}")
         if not client.accepted.done():
             raise TimeoutError(f"the hub did not accept the session within {ACCEPT_TIMEOUT_S:g} s")
+        # Not before: a hub reads nothing, hence answers no ping, while it judges the token.
+        link.keep_alive(CLIENT_PING_INTERVAL_S, CLIENT_DEAD_AFTER_S)
         self._sessions += 1
         self._session = client
         self._connected_at = asyncio.get_running_loop().time()
@@ -233,22 +245,19 @@ class BackendClient:
 
     async def _dial(self, inbox: Inbox) -> Link:
         uri = self._uri
-        link = Link(
-            ClientProtocol(uri, max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG), inbox, path=uri.path
-        )
+        protocol = ClientProtocol(uri, max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
+        protocol.debug = False  # the library would log every frame, tokens among them
+        link = Link(protocol, inbox, path=uri.path)
         inbox.guard(link)
         loop = asyncio.get_running_loop()
-        context = (self._context or ssl.create_default_context()) if uri.secure else None
-        server_hostname = uri.host if uri.secure else None
-        async with asyncio.timeout(DIAL_HUB_TIMEOUT_S):
+        context, name = self._context, uri.host if uri.secure else None
+        async with _limit(DIAL_HUB_TIMEOUT_S, "no connection to the hub"):
             proxy = proxy_for(uri.host, uri.port, secure=uri.secure)
             if proxy is None:
-                await loop.create_connection(
-                    lambda: link, uri.host, uri.port, ssl=context, server_hostname=server_hostname
-                )
+                await loop.create_connection(lambda: link, uri.host, uri.port, ssl=context, server_hostname=name)
             else:
                 sock = await open_tunnel(proxy, uri.host, uri.port, DIAL_HUB_TIMEOUT_S)
-                await loop.create_connection(lambda: link, sock=sock, ssl=context, server_hostname=server_hostname)
+                await loop.create_connection(lambda: link, sock=sock, ssl=context, server_hostname=name)
             try:
                 await link.opened
             except BaseException:
@@ -258,11 +267,26 @@ class BackendClient:
 
     # -- Small parts ------------------------------------------------------------------------------------------------
 
+    async def _token(self, stage: Stage, nonce: str) -> str:
+        try:
+            return (await self._tokens.token(self._identity.request(stage, nonce))).strip()
+        except TokenProviderError:
+            raise
+        except Exception as error:
+            # The provider may not be ours: its failure is one attempt's. Its words may hold a secret, its name cannot.
+            raise TokenProviderError(f"the token provider failed: {type(error).__name__}") from error
+
     async def _check_health(self, client: ClientSession) -> None:
         loop = asyncio.get_running_loop()
         while not client.session.ended:
             client.check_health(loop.time(), self._health.inactivity_s, self._health.pong_s)
             await asyncio.wait([client.session.link.lost], timeout=min(_HEALTH_SCAN_S, self._health.pong_s))
+
+    def _cut(self) -> None:
+        """Leave no session behind where ``run`` was cancelled."""
+        if self._session is not None:
+            self._session.session.link.abort("the client was cancelled")
+            self._leave_session()
 
     def _leave_session(self) -> None:
         self._connected.clear()
@@ -289,8 +313,55 @@ class BackendClient:
         self._tell(EventKind.STREAM_OPENED if reason is None else EventKind.STREAM_CLOSED, reason or "")
 
     def _tell(self, kind: EventKind, detail: str = "", retry_s: float = 0.0) -> None:
-        if self._on_event is not None:
+        if self._on_event is None:
+            return
+        try:
             self._on_event(Event(kind, self.hub, detail, retry_s))
+        except Exception:  # noqa: BLE001 — the handler is not ours: its failure must not cost the session
+            _log.exception("the event handler failed on %r", kind.value)
+
+
+class _Deaf:
+    """The owner of a link between challenge and stage-1 token, when a hub has nothing to say: keeps nothing."""
+
+    def message_received(self, message: bytes) -> None:
+        """Nothing is expected."""
+
+    def text_received(self, text: str) -> None:
+        """Nothing is expected."""
+
+    def pong_received(self, payload: bytes) -> None:
+        """A sign of life without meaning here."""
+
+    def writable_changed(self) -> None:
+        """Nothing is queued."""
+
+    def link_lost(self, end: LinkEnd) -> None:
+        """Whoever waits for ``link.lost`` sees it."""
+
+
+@contextlib.asynccontextmanager
+async def _limit(limit_s: float, what: str) -> AsyncIterator[None]:
+    """Limit the body's time; the TimeoutError says what did not come."""
+    try:
+        async with asyncio.timeout(limit_s) as clock:
+            yield
+    except TimeoutError:
+        if clock.expired():
+            raise TimeoutError(f"{what} within {limit_s:g} s") from None
+        raise
+
+
+def _parse_hub(url: str) -> WebSocketURI:
+    try:
+        return parse_uri(url)
+    except (InvalidURI, ValueError) as error:  # a port that is none is a ValueError
+        what = f"this is not the URL of a hub: {error.msg if isinstance(error, InvalidURI) else error}"
+        raise ConfigError(Problem("hub", 0, "", what, "write wss://host:port/connect")) from None
+
+
+def _rejection(end: LinkEnd) -> RejectedError:
+    return RejectedError(end.reason or "the hub closed with code 1008")
 
 
 async def _first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from nexus.errors import StreamReset
+from nexus.errors import LocalProtocolError, StreamReset
 from nexus.link.stream import Stream
 from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 from nexus.protocol.framing import Buffer
@@ -42,7 +42,7 @@ class Connection:
         self._full = False
         self._eof = False
         self._reset = False
-        self._finished = False
+        self._eof_written = False
         self._readable = asyncio.Event()
         self._sendable = asyncio.Event()
         self._sendable.set()
@@ -74,7 +74,10 @@ class Connection:
 
         Raises:
             StreamReset: the stream has ended.
+            LocalProtocolError: behind ``write_eof``.
         """
+        if self._eof_written:
+            raise LocalProtocolError("write after write_eof")
         for at in range(0, len(data), PAYLOAD_MAX_BYTES):
             await self._sendable.wait()
             if self._stream.ended or self._reset:
@@ -83,6 +86,7 @@ class Connection:
 
     def write_eof(self) -> None:  # the handler's side; the endpoint's is `end_writing`
         """Say that nothing more will be written; reading goes on where the hub knows half-close."""
+        self._eof_written = True
         self._stream.send_eof()
 
     def close(self) -> None:

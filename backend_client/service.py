@@ -14,6 +14,7 @@ from backend_client.mapping import PortMap
 from backend_client.providers import provider_for
 from backend_client.session import Forwarder
 from nexus.eventloop import on_stop_signal, run
+from nexus.link.endpoint import reset_undelivered
 from nexus.protocol.constants import CREDITS_BATCH
 from nexus.tls.contexts import hub_client_context
 
@@ -37,6 +38,7 @@ def run_clients(make_clients: Callable[[], Sequence[BackendClient]]) -> None:
         clients = make_clients()
         on_stop_signal(lambda: _stop(clients))
         await serve_clients(clients)
+        reset_undelivered()
 
     run(main)
 

@@ -11,7 +11,7 @@ from backend_client.connection import Connection, StreamInfo
 from backend_client.mapping import PortMap, route
 from nexus.errors import NexusError
 from nexus.link.connection import Link, LinkEnd
-from nexus.link.endpoint import SocketEndpoint
+from nexus.link.endpoint import SocketEndpoint, undelivered_bytes
 from nexus.link.session import EventHandlers, Session
 from nexus.link.stream import Stream
 from nexus.protocol.constants import CREDITS_INITIAL, DIAL_TIMEOUT_S, FEATURE_DRAIN, FEATURES, NIL_STREAM_ID
@@ -53,7 +53,7 @@ class Forwarder:
                 _, endpoint = await asyncio.get_running_loop().create_connection(
                     lambda: SocketEndpoint(stream), target.host, target.port
                 )
-        except OSError as error:  # TimeoutError is one
+        except (OSError, UnicodeError) as error:  # TimeoutError is one; a name that IDNA refuses is a UnicodeError
             self._fail(stream, f"cannot reach {target}: {error or 'no answer'}")
             return
         stream.attach(endpoint)
@@ -133,9 +133,8 @@ class ClientSession:
 
     def _busy(self, now: float) -> bool:
         # All are asked, not only the first busy one: each answer also notes what moved.
-        return (
-            min([stream.idle_s(now) for stream in self.session.streams.values()], default=DRAIN_IDLE_S) < DRAIN_IDLE_S
-        )
+        idle = [stream.idle_s(now) for stream in self.session.streams.values()]
+        return bool(undelivered_bytes()) or min(idle, default=DRAIN_IDLE_S) < DRAIN_IDLE_S
 
     # -- Role -------------------------------------------------------------------------------------------------------
 

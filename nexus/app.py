@@ -25,7 +25,7 @@ from nexus.hub.registry import Registry
 from nexus.hub.server import HubLimits, HubServer
 from nexus.limits import UNBOUNDED
 from nexus.link.connection import CLOSE_TIMEOUT_S
-from nexus.link.endpoint import undelivered_bytes
+from nexus.link.endpoint import reset_undelivered, undelivered_bytes
 from nexus.listeners.tcp import PeekBudget, TcpListeners
 from nexus.sockets import format_address, listen
 from nexus.tls.certificates import CertificateFiles
@@ -94,6 +94,7 @@ class Node:
         """
         async with contextlib.AsyncExitStack() as stack:
             hub_socket, relay_sockets = self._bind(stack)
+            stack.callback(self._listeners.close)
             admin = await stack.enter_async_context(self._admin())
             for sock in relay_sockets:
                 await self._listeners.listen(sock)
@@ -229,6 +230,7 @@ def run_node(config: NodeConfig, on_ready: OnReady | None = None) -> None:
         on_stop_signal(node.stop)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload_certificate)
         await node.run(on_ready)
+        reset_undelivered()
 
     run(main)
 

@@ -18,7 +18,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     """Return uvloop's event loop, or asyncio's where uvloop does not exist."""
     try:
         import uvloop  # noqa: PLC0415 — optional on some platforms
-    except ImportError:  # pragma: no cover — not on this platform
+    except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from typing import Final, Literal, TextIO
 
 LogFormat = Literal["text", "json"]
 _TEXT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _ROOT: Final = "nexus"
+
+
+# A backend or a client chose parts of some messages; a line break in them must not make a line of its own, nor an
+# escape sequence reach a terminal.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class _TextFormatter(logging.Formatter):
+    """A line for people; control characters of the message are escaped, a traceback follows as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 — the library's name
+        """Return the line."""
+        return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), super().formatMessage(record))
 
 
 class _JsonFormatter(logging.Formatter):
@@ -26,13 +40,13 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(line, ensure_ascii=False))
 
 
 def configure(level: str, fmt: LogFormat, stream: TextIO) -> None:
     """Send what this project logs from ``level`` (``debug`` … ``error``) on to ``stream``; the last call holds."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_JsonFormatter() if fmt == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter(_JsonFormatter() if fmt == "json" else _TextFormatter(_TEXT))
     for name in (_ROOT, "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

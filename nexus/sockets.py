@@ -15,6 +15,7 @@ _KEEPALIVE_IDLE_S: Final = 15
 _KEEPALIVE_INTERVAL_S: Final = 15
 _KEEPALIVE_PROBES: Final = 9
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NOT_LISTENING: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 ACCEPT_PAUSE_S: Final = 0.5
 
 _MENDS: Final = {
@@ -32,10 +33,10 @@ def listen(host: str, port: int, key: str) -> socket.socket:
     """
     try:
         return _bind(*_family_and_host(host), port)
-    except OSError as error:
-        shown = f"{host or '*'}:{port}"
-        mend = _MENDS.get(error.errno or 0, "check the address")
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # a name that IDNA refuses is a UnicodeError
+        shown = f"[{host}]:{port}" if ":" in host else f"{host or '*'}:{port}"
+        mend = _MENDS.get(getattr(error, "errno", None) or 0, "check the address")
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(Problem("listen", 0, key, f"cannot listen on {shown}: {reason}", mend)) from error
 
 
@@ -69,16 +70,20 @@ def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
 
 
 async def accept(sock: socket.socket) -> tuple[socket.socket, str]:
-    """Return the next connection and its IP address; waits out a lack of descriptors or memory, quietly."""
+    """Return the next connection and its IP address; waits out a lack of descriptors or memory, quietly.
+
+    Raises:
+        OSError: the socket is closed or does not listen.
+    """
     loop = asyncio.get_running_loop()
     while True:
         try:
             connection, address = await loop.sock_accept(sock)
         except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-            elif error.errno == errno.EBADF:
+            if error.errno in _NOT_LISTENING:
                 raise
+            # Anything else concerns one connection that broke while it waited (accept(2)).
+            await asyncio.sleep(ACCEPT_PAUSE_S if error.errno in _OUT_OF_RESOURCES else 0)
             continue
         return connection, str(address[0])
 

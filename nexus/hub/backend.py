@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from websockets.frames import CloseCode
+
 from nexus.auth.grants import Grant
 from nexus.hub.registry import Registry
 from nexus.link.connection import Link, LinkEnd
@@ -21,6 +23,8 @@ _log = logging.getLogger("nexus.hub")
 # A client's FIN cannot be told to a backend that does not know half-close. It may only have ended its request, so the
 # stream stays for the answer, until nothing came back for so long.
 UNTOLD_FIN_LINGER_S: Final = 30.0
+# A backend chooses its close code; only the registered ones are values of a metric's label.
+_NAMED_CODES: Final = frozenset(code.value for code in CloseCode)
 
 
 class BackendSession:
@@ -50,7 +54,7 @@ class BackendSession:
     def open_stream(self, request: OpenRequest, route_key: str) -> Stream | None:
         """Announce a new stream to the backend; None where its link is already going down."""
         link = self.session.link
-        if self.session.ended or link.transport.is_closing():
+        if self.session.ended or link.is_closing():
             return None
         stream = Stream(self.session, new_stream_id(), SendWindow(paced=True))
         # Known before it is announced, so that an instant answer finds it.
@@ -110,7 +114,8 @@ class BackendSession:
 
     def session_ended(self, end: LinkEnd) -> None:
         """Leave the registry."""
-        self._registry.leave(self, "error" if end.error else str(end.code))
+        code = str(end.code) if end.code in _NAMED_CODES else "other"
+        self._registry.leave(self, "error" if end.error else code)
         _log.info("session of %s ended: %s", self.name, end)
 
     # -- Events -----------------------------------------------------------------------------------------------------

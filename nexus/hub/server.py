@@ -88,55 +88,55 @@ class HubServer:
                     connection.close()
 
     async def _serve_one(self, connection: socket.socket, source: str) -> None:
-        """Run one connection up to its session; nothing that a stranger does may escape."""
+        """Run one connection to its end; nothing that a stranger does may escape."""
+        inbox = Inbox()
+        protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
+        protocol.debug = False  # the library would log every frame, tokens among them
+        link = Link(protocol, inbox, path=CONNECT_PATH)
+        inbox.guard(link)
         try:
             try:
-                backend = await self._admit(connection)
+                await self._admit(connection, link, inbox)
             finally:
                 self._pending.release(source)
-            if backend is not None:
-                await backend.session.link.lost
-        except (OSError, TimeoutError, NexusError) as error:
+            await asyncio.wait([link.lost])
+        except (OSError, NexusError) as error:  # TimeoutError and SSLError are OSErrors
             _log.debug("a connection from %s came to nothing: %s", source, error)
         except Exception:  # noqa: BLE001 — a bug of ours must not end the hub
             _log.exception("unexpected failure while serving a backend from %s", source)
         finally:
-            if connection.fileno() >= 0:
-                connection.close()
+            _cut(connection, link)
 
-    async def _admit(self, connection: socket.socket) -> BackendSession | None:
-        inbox = Inbox()
-        protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
-        link = Link(protocol, inbox, path=CONNECT_PATH)
-        inbox.guard(link)
+    async def _admit(self, connection: socket.socket, link: Link, inbox: Inbox) -> None:
+        """Take a connection up to its session, or refuse it."""
         address = format_address(connection.getpeername())
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._limits.upgrade_timeout_s):
-                await loop.connect_accepted_socket(
-                    lambda: link,
-                    connection,
-                    ssl=self._context(),
-                    ssl_handshake_timeout=self._limits.upgrade_timeout_s,
-                )
-                await link.opened
-        except BaseException:
-            if hasattr(link, "transport"):
-                link.abort("the upgrade did not succeed")
-            raise
+        await self._upgrade(connection, link)
         try:
             grant = await self._authenticate(link, inbox)
-        except (AuthError, RemoteProtocolError, TimeoutError) as error:
+        except (NexusError, TimeoutError) as error:
             _log.warning("refused a backend from %s: %s", address, error)
             link.close(CLOSE_POLICY, close_reason(str(error)))
             await asyncio.wait([link.lost], timeout=2 * CLOSE_TIMEOUT_S)
-            return None
+            return
         backend = BackendSession(link, grant, self._registry, address)
         link.start_session()
         link.keep_alive(HUB_PING_INTERVAL_S, HUB_DEAD_AFTER_S)
-        link.release()
         _log.info("session of %s: weight %d, routes %s", backend.name, grant.weight, ", ".join(grant.route_keys))
-        return backend
+        link.release()
+
+    async def _upgrade(self, connection: socket.socket, link: Link) -> None:
+        timeout_s = self._limits.upgrade_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: link, connection, ssl=self._context(), ssl_handshake_timeout=timeout_s
+                )
+                await link.opened
+        except (OSError, NexusError) as error:
+            self._registry.totals.auth_failures["upgrade"] += 1
+            if isinstance(error, RemoteProtocolError):  # it was answered, in HTTP: let the answer get there
+                await asyncio.wait([link.lost], timeout=CLOSE_TIMEOUT_S)
+            raise
 
     async def _authenticate(self, link: Link, inbox: Inbox) -> Grant:
         """Run the two stages; every failure is counted under its stage."""
@@ -153,7 +153,9 @@ class HubServer:
             grant = check_stage1(claims, grant, handshake.challenge.nonce, self._policy)
             self._check_subject(grant)
             handshake.accept()
-        except (AuthError, RemoteProtocolError, TimeoutError):
+            if link.lost.done():  # nobody would tell the session of its end any more
+                raise RemoteProtocolError("the connection ended during the handshake")
+        except (NexusError, TimeoutError):
             self._registry.totals.auth_failures[stage] += 1
             raise
         return grant
@@ -170,3 +172,12 @@ class HubServer:
         limit = self._limits.sessions_per_subject
         if limit and self._registry.sessions_of(grant.subject) >= limit:
             raise AuthError(f"the token's subject already holds {limit} sessions (maxSessionsPerSubject)")
+
+
+def _cut(connection: socket.socket, link: Link) -> None:
+    """Leave nothing open, however the serving of a connection ended."""
+    if hasattr(link, "transport"):
+        if not link.lost.done():
+            link.abort("the hub stops")
+    else:
+        connection.close()

@@ -19,9 +19,10 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from nexus.errors import RejectedError, RemoteProtocolError
+from nexus.errors import NexusError, RejectedError, RemoteProtocolError
 from nexus.protocol.constants import (
     CLOSE_GOING_AWAY,
+    CLOSE_REASON_MAX_BYTES,
     HANDSHAKE_MESSAGE_MAX_BYTES,
     MESSAGE_MAX_BYTES,
     UPGRADE_HEAD_MAX_BYTES,
@@ -41,7 +42,7 @@ WRITE_HIGH_BYTES: Final = 256 * 1024
 WRITE_LOW_BYTES: Final = 64 * 1024
 # Control messages and pongs are written even above HIGH; a peer that makes us queue this much is not reading.
 WRITE_MAX_BYTES: Final = 16 * 1024 * 1024
-CLOSE_TIMEOUT_S: Final = 2.0  # RFC 6455 7.1.1: the closing handshake, before TCP is closed anyway
+CLOSE_TIMEOUT_S: Final = 2.0  # RFC 6455 7.1.1: the closing handshake, before TCP is cut anyway
 # The library tells of every connection at INFO; ``nexus.logs`` raises this logger's level.
 WEBSOCKET_LOG: Final = logging.getLogger("nexus.websocket")
 _HEAD_END: Final = b"\r\n\r\n"
@@ -51,7 +52,7 @@ _INVALID_TEXT: Final = 1007
 
 @dataclass(frozen=True, slots=True)
 class LinkEnd:
-    """How a link ended: the close code the peer sent (1006 without one), its reason, and what went wrong here, if so."""
+    """How a link ended: the close code the peer sent (1006 without one), its reason, and what went wrong here."""
 
     code: int
     reason: str
@@ -101,9 +102,12 @@ class Link(asyncio.BufferedProtocol):
         self._end = 0
         self._head_done = False
         self._upgraded = False
+        self._closing = False
+        self._deaf = False
         self._held = False
         self._heard = True
         self._silent_s = 0.0
+        self._step_s = 0.0
         self._backlog: list[bytes | RareFrame] = []
         self._text: list[bytes] = []
         self._error = ""
@@ -136,6 +140,7 @@ class Link(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """Let the transport close: TLS has no half-close."""
+        self._stop_sending()
 
     def pause_writing(self) -> None:
         """Note that the transport's buffer is full."""
@@ -144,14 +149,16 @@ class Link(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         """Note that the transport's buffer has room again."""
-        self.writable = True
-        self.owner.writable_changed()
+        if not self._closing:
+            self.writable = True
+            self.owner.writable_changed()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Report the end, once."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._closing = self._deaf = True
         self.writable = False
         self._backlog.clear()
         self._receive_eof()
@@ -161,25 +168,30 @@ class Link(asyncio.BufferedProtocol):
             received.reason if received else "",
             self._error or (str(exc) if exc else ""),
         )
-        if not self.opened.done():
-            self.opened.set_exception(RemoteProtocolError(f"the connection ended during the upgrade: {end}"))
-            self.opened.exception()  # whoever does not wait for it is not warned
-        if not self.lost.done():
+        self._fail_upgrade(RemoteProtocolError(f"the connection ended during the upgrade: {end}"))
+        if not self.lost.done():  # a waiter that was cancelled took the future with it
             self.lost.set_result(end)
-            self.owner.link_lost(end)
+        self.owner.link_lost(end)
 
     # -- Sending ----------------------------------------------------------------------------------------------------
 
+    def is_closing(self) -> bool:
+        """Tell whether nothing more will be sent: the link is gone, or its end has begun on either side."""
+        return self._closing or self.transport.is_closing()
+
     def send_data(self, stream_id: bytes, payload: Buffer) -> None:
-        """Send one data message of at most PAYLOAD_MAX_BYTES."""
+        """Send one data message of at most PAYLOAD_MAX_BYTES; call only while ``writable``."""
         if self._masker is None:
             self.transport.writelines((data_header(stream_id, len(payload)), payload))
         else:
             self.transport.writelines(self._masker.data_frame(stream_id, payload))
 
     def send_message(self, message: bytes) -> None:
-        """Send one small binary message (a control message), also above the high-water mark."""
-        if self.transport.is_closing():
+        """Send one small binary message (a control message), also above the high-water mark.
+
+        A no-op once the link is closing: nothing may follow a close frame (RFC 6455 section 5.5.1).
+        """
+        if self._closing or self.transport.is_closing():
             return
         if self._masker is None:
             self.transport.write(frame_header(len(message)) + message)
@@ -206,14 +218,21 @@ class Link(asyncio.BufferedProtocol):
         self._limit_messages(MESSAGE_MAX_BYTES)
 
     def keep_alive(self, interval_s: float, dead_after_s: float) -> None:
-        """Ping every ``interval_s``; abort the link when nothing at all arrived for ``dead_after_s``."""
-        self._silent_s = 0.0 if self._heard or self._held else self._silent_s + interval_s
+        """Ping every ``interval_s``; abort the link when nothing at all arrived for ``dead_after_s``.
+
+        Silence is counted from tick to tick, so it may last one interval more. A held link counts as alive: nobody
+        looks at what arrives there.
+        """
+        if self.transport.is_closing():
+            return
+        self._silent_s = 0.0 if self._heard or self._held else self._silent_s + self._step_s
         self._heard = False
         if self._silent_s >= dead_after_s:
             self.abort(f"no sign of life for {self._silent_s:.0f} s")
             return
         self.ping()
-        self._later("keep-alive", interval_s, lambda: self.keep_alive(interval_s, dead_after_s))
+        self._step_s = min(interval_s, dead_after_s - self._silent_s)
+        self._later("keep-alive", self._step_s, lambda: self.keep_alive(interval_s, dead_after_s))
 
     def hold(self) -> None:
         """Stop reading and delivering, at once, also what was read already."""
@@ -231,20 +250,29 @@ class Link(asyncio.BufferedProtocol):
                 self.transport.resume_reading()
 
     def close(self, code: int = CLOSE_GOING_AWAY, reason: str = "") -> None:
-        """Start the closing handshake; TCP follows within CLOSE_TIMEOUT_S."""
-        if self.transport.is_closing():
-            return
-        if self.websocket.state is State.OPEN:
-            self.websocket.send_close(code, reason)
+        """Start the closing handshake; TCP follows within CLOSE_TIMEOUT_S. A reason too long for its frame is cut."""
+        if self.websocket.state is State.OPEN and not self.is_closing():
+            fitting = reason.encode("utf-8", "replace")[:CLOSE_REASON_MAX_BYTES].decode("utf-8", "ignore")
+            self.websocket.send_close(code, fitting)
             self._flush()
-        if self._held:
-            self.release()
-        self._later("close", CLOSE_TIMEOUT_S, lambda: self.abort(""))
+        self._stop_sending()
+        self.release()
 
     def abort(self, error: str) -> None:
         """Cut the connection; ``error`` says why in the LinkEnd."""
         self._error = self._error or error
+        self._stop_sending()
         self.transport.abort()
+
+    def _stop_sending(self) -> None:
+        """Send nothing more, and cut the connection if the other side does not end it either."""
+        if self._closing:
+            return
+        self._closing = True
+        self._later("close", CLOSE_TIMEOUT_S, lambda: self.abort(""))
+        if self.writable:
+            self.writable = False
+            self.owner.writable_changed()
 
     # -- Receiving --------------------------------------------------------------------------------------------------
 
@@ -253,19 +281,28 @@ class Link(asyncio.BufferedProtocol):
         self.websocket.max_message_size = limit
 
     def _receive_head(self) -> None:
-        """Collect the head of the HTTP upgrade, hand exactly that to the library, and leave the rest to the codec."""
-        found = bytes(self._view[: self._end]).find(_HEAD_END)
-        too_large = found < 0 and self._end > UPGRADE_HEAD_MAX_BYTES
-        if found < 0 and not too_large and not self._head_done:
-            return
-        stop = found + len(_HEAD_END) if found >= 0 and not self._head_done else self._end
-        head = bytes(self._view[:stop])
-        self._head_done = True
+        """Hand the head of the HTTP upgrade, exactly, to the library; then the codec takes over, or a body follows."""
+        if not self._head_done:
+            found = bytes(self._view[: self._end]).find(_HEAD_END)
+            stop = found + len(_HEAD_END) if found >= 0 else self._end
+            if stop > UPGRADE_HEAD_MAX_BYTES:
+                self._refuse_large_head()
+                return
+            if found < 0:
+                return
+            self._head_done = True
+            self._feed_http(stop)
+        if self._upgraded:
+            self._receive_frames()
+        elif self._end and not self.transport.is_closing():
+            self._feed_http(self._end)
+
+    def _feed_http(self, stop: int) -> None:
+        websocket = self.websocket
+        part = bytes(self._view[:stop])
         self._consume(stop)
-        if self.websocket.state is not State.CONNECTING:
-            return
-        self.websocket.receive_data(head)
-        for event in self.websocket.events_received():
+        websocket.receive_data(part)
+        for event in websocket.events_received():
             if isinstance(event, Request):
                 self._answer(event)
             elif isinstance(event, Response):
@@ -274,9 +311,8 @@ class Link(asyncio.BufferedProtocol):
         if self._upgraded:
             if not self.opened.done():
                 self.opened.set_result(None)
-            self._receive_frames()
-        elif self.websocket.handshake_exc is not None or self.websocket.eof_sent or too_large:
-            self._refuse()
+        elif websocket.handshake_exc is not None or websocket.eof_sent:
+            self._refuse(str(websocket.handshake_exc or "the request was refused"))
 
     def _receive_eof(self) -> None:
         """Let an HTTP answer whose body ends with the connection still be judged."""
@@ -286,6 +322,14 @@ class Link(asyncio.BufferedProtocol):
         for event in self.websocket.events_received():
             if isinstance(event, Response):
                 self._judge(event)
+
+    def _refuse_large_head(self) -> None:
+        why = f"the HTTP head is longer than {UPGRADE_HEAD_MAX_BYTES} bytes"
+        if isinstance(self.websocket, ServerProtocol):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self.websocket.send_response(self.websocket.reject(status, f"{why}.\n"))
+            self._flush()
+        self._refuse(why)
 
     def _answer(self, request: Request) -> None:
         websocket = cast(ServerProtocol, self.websocket)
@@ -298,16 +342,20 @@ class Link(asyncio.BufferedProtocol):
 
     def _judge(self, response: Response) -> None:
         self._upgraded = self.websocket.state is State.OPEN
-        if not self._upgraded and not self.opened.done():
+        if not self._upgraded and response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             status = f"{response.status_code} {response.reason_phrase}".strip()
-            self.opened.set_exception(RejectedError(f"the hub answered HTTP {status} instead of 101", response.status_code))
+            self._fail_upgrade(RejectedError(f"the hub answered HTTP {status} instead of 101", response.status_code))
 
-    def _refuse(self) -> None:
-        error = self.websocket.handshake_exc
-        if not self.opened.done():
-            self.opened.set_exception(RemoteProtocolError(f"the upgrade failed: {error or 'head too large'}"))
-        self.opened.exception()
+    def _refuse(self, why: str) -> None:
+        self._fail_upgrade(RemoteProtocolError(f"the upgrade failed: {why}"))
+        self._end = 0
+        self._stop_sending()
         self.transport.close()
+
+    def _fail_upgrade(self, error: NexusError) -> None:
+        if not self.opened.done():
+            self.opened.set_exception(error)
+            self.opened.exception()  # whoever does not wait for it is not warned
 
     def _consume(self, used: int) -> None:
         rest = self._end - used
@@ -316,6 +364,9 @@ class Link(asyncio.BufferedProtocol):
         self._end = rest
 
     def _receive_frames(self) -> None:
+        if self._deaf:
+            self._end = 0
+            return
         items, used = self._reader.receive(self._view, self._end)
         if used:
             self._consume(used)
@@ -326,6 +377,8 @@ class Link(asyncio.BufferedProtocol):
 
     def _deliver(self, items: list[bytes | RareFrame]) -> None:
         for position, item in enumerate(items):
+            if self._deaf:
+                return
             if isinstance(item, bytes):
                 self.owner.message_received(item)
             else:
@@ -336,8 +389,6 @@ class Link(asyncio.BufferedProtocol):
 
     def _receive_rare(self, frame: RareFrame) -> None:
         websocket = self.websocket
-        if websocket.state is State.CLOSED:
-            return
         if frame.fragment_bytes is not None:
             websocket.current_size = frame.fragment_bytes
         websocket.receive_data(frame.raw)
@@ -347,8 +398,16 @@ class Link(asyncio.BufferedProtocol):
             if isinstance(event, Frame):
                 self._receive_event(event)
         if websocket.parser_exc is not None:
-            self._error = self._error or f"protocol violation: {websocket.parser_exc}"
+            self._fail(f"protocol violation: {websocket.parser_exc}")
+        elif websocket.close_rcvd is not None:
+            self._fail("")
         self._flush()
+
+    def _fail(self, error: str) -> None:
+        """Take nothing that follows a close frame or a violation (RFC 6455 sections 1.4 and 7.1.7)."""
+        self._error = self._error or error
+        self._deaf = True
+        self._stop_sending()
 
     def _receive_event(self, frame: Frame) -> None:
         if frame.opcode is Opcode.PONG:
@@ -361,8 +420,8 @@ class Link(asyncio.BufferedProtocol):
                 try:
                     text = raw.decode()
                 except UnicodeDecodeError:
-                    self._error = "protocol violation: text is not UTF-8"
                     self.websocket.fail(_INVALID_TEXT, "text is not UTF-8")
+                    self._fail("protocol violation: text is not UTF-8")
                     return
                 self.owner.text_received(text)
 

@@ -39,10 +39,12 @@ def receive_view() -> memoryview:
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Close with an RST, dropping what waits."""
+    """Close with an RST, dropping what waits; a no-op for a socket that is closed."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        with contextlib.suppress(OSError):  # closed already
+        if sock.fileno() < 0:  # both loops fail on a transport that is closed
+            return
+        with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     transport.abort()
 
@@ -109,13 +111,14 @@ class SocketEndpoint(asyncio.BufferedProtocol):
 
     def write(self, payload: Buffer) -> None:
         """Deliver bytes."""
-        self.transport.write(payload)
+        if not self.transport.is_closing():  # a loop may raise for a connection that broke a moment ago
+            self.transport.write(payload)
 
     def write_eof(self) -> None:
         """Send FIN behind the last byte."""
         if not self._eof_sent and not self.transport.is_closing():
             self._eof_sent = True
-            self.transport.write_eof()
+            _write_eof(self.transport)
 
     def finish(self) -> None:
         """Deliver the rest, send FIN, and close once the other side has closed or LINGER_S passed."""
@@ -128,7 +131,7 @@ class SocketEndpoint(asyncio.BufferedProtocol):
         self._over = True
         reset(self.transport)
 
-    def read_more(self, wanted: bool) -> None:  # noqa: FBT001 — a switch
+    def read_more(self, wanted: bool) -> None:
         """Read, or stop reading."""
         if self.transport.is_closing() or self._eof_received:
             return
@@ -153,13 +156,28 @@ def finish(
         transport.close()  # nothing is unread, and what waits is delivered first
         return
     if not eof_sent:
+        _write_eof(transport)
+    if not transport.is_closing():
+        transport.resume_reading()
+
+
+def _write_eof(transport: asyncio.Transport) -> None:
+    """Send FIN behind the last byte; a connection that the peer has reset meanwhile is lost instead."""
+    try:
         transport.write_eof()
-    transport.resume_reading()
+    except OSError:  # shutdown(2) says ENOTCONN before the event loop has seen the RST
+        transport.abort()
 
 
 def undelivered_bytes() -> int:
     """Return what connections that are finishing in this process still have to deliver."""
     return sum(finishing.waiting_bytes() for finishing in _finishing)
+
+
+def reset_undelivered() -> None:
+    """Break what is not delivered; for the end of a process, which would cut it off with a FIN as if it were whole."""
+    for finishing in tuple(_finishing):
+        finishing.give_up()
 
 
 class _Finishing(asyncio.BufferedProtocol):
@@ -195,6 +213,10 @@ class _Finishing(asyncio.BufferedProtocol):
 
     def waiting_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
+
+    def give_up(self) -> None:
+        if self.waiting_bytes():
+            reset(self._transport)
 
     def _watch(self, waiting: int, delay_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._check, waiting)

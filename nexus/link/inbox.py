@@ -29,13 +29,13 @@ class Inbox:
         self._link = link
 
     async def next_text(self) -> str:
-        """Let the link go on and return the next text message.
+        """Return the next text message, letting the link go on where none is here yet.
 
         Raises:
             RejectedError: the other side closed with code 1008.
             RemoteProtocolError: the link ended otherwise, or binary data came.
         """
-        if self._link is not None:
+        if self._link is not None and not self._texts:
             self._link.release()
         while not self._texts:
             if self._failure is not None:

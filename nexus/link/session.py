@@ -64,10 +64,11 @@ class Session:
         self.bytes_received = 0
         self.ended = False
         self._waiting: deque[Stream] = deque()
-        self._withheld: list[bytes] = []
-        self._unpaced: list[Stream] = []
-        self._paced: list[Stream] = []
+        self._turning = False
+        self._unpaced: dict[Stream, None] = {}  # out of room, in order; confirmed by the next ping's pong
+        self._paced: dict[Stream, None] = {}  # confirmed by the pong that is due
         self._pace_number = 0
+        self._pace_due = False
         self._overflowing: set[Stream] = set()
         self._events: EventHandlers = {
             "disconnect": self._on_disconnect,
@@ -100,10 +101,14 @@ class Session:
 
     def pong_received(self, payload: bytes) -> None:
         """Let paced streams go on, or hand the pong to the role."""
-        if payload != _PACE_PREFIX + b"%d" % self._pace_number or not self._paced:
+        if not self._pace_due or payload != self._pace_payload():
             self.role.pong_received(payload)
+            # The original gives up a pong that it cannot write within 1 s: ask again at the next sign of life.
+            if self._pace_due and not payload.startswith(_PACE_PREFIX):
+                self.link.ping(self._pace_payload())
             return
-        confirmed, self._paced = self._paced, []
+        self._pace_due = False
+        confirmed, self._paced = self._paced, {}
         for stream in confirmed:
             if not stream.ended and stream.send_window.confirm():
                 stream.resume()
@@ -121,6 +126,8 @@ class Session:
             stream.session_lost()
         self._waiting.clear()
         self._overflowing.clear()
+        self._unpaced.clear()
+        self._paced.clear()
         self.role.session_ended(end)
 
     # -- For streams ------------------------------------------------------------------------------------------------
@@ -134,8 +141,8 @@ class Session:
     def out_of_credit(self, stream: Stream) -> None:
         """Ask for a sign of life from a peer that does not grant credits, see ``SendWindow``."""
         window = stream.send_window
-        if window.paced and not window.limited and window.available <= 0 and stream not in self._unpaced:
-            self._unpaced.append(stream)
+        if window.paced and not window.limited and window.available <= 0 and stream not in self._paced:
+            self._unpaced[stream] = None
             self._ping_for_pace()
 
     def hold_for(self, stream: Stream) -> None:
@@ -158,40 +165,51 @@ class Session:
         """Grant credits."""
         self.link.send_message(message)
 
-    def send_eof(self, stream: Stream) -> None:
-        """Tell the peer that the stream's endpoint sent its last byte."""
+    def send_eof(self, stream: Stream) -> bool:
+        """Tell the peer that the stream's endpoint sent its last byte; return whether it knows how to take that."""
         if FEATURE_HALF_CLOSE in self.features:
             self.link.send_message(simple_message("half_close", stream.id))
-        else:
-            self.role.ended_sending(stream)
+            return True
+        self.role.ended_sending(stream)
+        return False
 
     def forget(self, stream: Stream, reason: str) -> None:
         """Drop a stream that ended."""
         self.streams.pop(stream.id, None)
+        self._unpaced.pop(stream, None)
+        self._paced.pop(stream, None)
         self.endpoint_drained(stream)
         self.role.stream_ended(stream, reason)
 
     def buffered_bytes(self) -> int:
         """Return the bytes that wait in this process, towards the peer and towards endpoints."""
-        waiting = 0 if self.link.transport.is_closing() else self.link.transport.get_write_buffer_size()
+        waiting = self.link.transport.get_write_buffer_size()
         return waiting + sum(stream.endpoint.unwritten_bytes() for stream in self.streams.values())
 
     # -- Inside -----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         """Round robin: one message of every waiting stream, again and again, until the link is full."""
+        if self._turning:  # a transport may find room while it is written to
+            return
+        self._turning = True
         waiting = self._waiting
         while waiting and self.link.writable:
             if waiting[0].pump():
                 waiting.rotate(-1)
             else:
                 waiting.popleft()
+        self._turning = False
 
     def _ping_for_pace(self) -> None:
-        if self._unpaced and not self._paced:
-            self._paced, self._unpaced = self._unpaced, []
+        if self._unpaced and not self._pace_due:
+            self._pace_due = True
+            self._paced, self._unpaced = self._unpaced, {}
             self._pace_number += 1
-            self.link.ping(_PACE_PREFIX + b"%d" % self._pace_number)
+            self.link.ping(self._pace_payload())
+
+    def _pace_payload(self) -> bytes:
+        return _PACE_PREFIX + b"%d" % self._pace_number
 
     def _receive_control(self, message: bytes) -> None:
         try:
@@ -220,7 +238,7 @@ class Session:
 
     def _on_half_close(self, control: Control) -> None:
         stream = self.streams.get(control.stream_id)
-        if stream is not None:
+        if stream is not None and FEATURE_HALF_CLOSE in self.features:
             stream.receive_eof()
 
     def end_all(self, reason: Reason) -> None:

@@ -8,7 +8,7 @@ read, so at most one read (or the prelude) is ever held.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nexus.protocol.constants import (
     CREDITS_INITIAL,
@@ -22,9 +22,6 @@ from nexus.protocol.window import ReceiveWindow, SendWindow
 
 if TYPE_CHECKING:
     from nexus.link.session import Session
-
-# What a slow endpoint may have waiting: the window and the overshoot the protocol allows, every message full.
-STREAM_BUFFER_MAX_BYTES: Final = (CREDITS_INITIAL + CREDITS_OVERSHOOT) * PAYLOAD_MAX_BYTES
 
 
 class Endpoint(Protocol):
@@ -87,7 +84,9 @@ class Stream:
     """
 
     __slots__ = (
+        "_end_pending",
         "_eof_pending",
+        "_eof_told",
         "_full",
         "_in_queue",
         "_reading",
@@ -127,7 +126,9 @@ class Stream:
         self.idle_since = 0.0
         self.stalled_bytes = 0
         self._unsent: deque[Buffer] = deque()
+        self._end_pending = False
         self._eof_pending = False
+        self._eof_told = False
         self._full = endpoint is None
         self._in_queue = False
         self._reading = True
@@ -139,23 +140,25 @@ class Stream:
         self._full = False
         if not isinstance(waiting, _Nowhere):
             return
-        if waiting.aborted:
+        if self.ended and not waiting.finished:
             endpoint.abort()
             return
+        if not self._reading:
+            endpoint.read_more(False)
         for payload in waiting.written:
             endpoint.write(payload)
         if waiting.finished:
             endpoint.finish()
         elif waiting.eof:
             endpoint.write_eof()
-        if not self._full and not self.ended:
-            self._grant()
+        if not self._full:
+            self._drained()
 
     # -- From the endpoint ------------------------------------------------------------------------------------------
 
     def send(self, payload: Buffer) -> None:
         """Send bytes read from the endpoint, now or as soon as credits and the link allow."""
-        if self.ended:
+        if self.ended or not payload:
             return
         self.active = True
         session = self.session
@@ -202,9 +205,7 @@ class Stream:
             self._pause_peer(full)
         if not full:
             self.active = True
-            self.session.endpoint_drained(self)
-            if not self.ended:
-                self._grant()
+            self._drained()
 
     # -- From the session -------------------------------------------------------------------------------------------
 
@@ -219,7 +220,8 @@ class Stream:
             self.endpoint.write(payload)
         if not self._full:
             self._grant()
-        elif self.endpoint.unwritten_bytes() > STREAM_BUFFER_MAX_BYTES:
+        elif self.receive_window.held > self.receive_window.size + CREDITS_OVERSHOOT:
+            # In messages, not bytes: small ones cost memory, too, and a larger window (of the operator) may fill up.
             self.session.role.overflowed(self)
 
     def receive_credits(self, count: int) -> None:
@@ -238,10 +240,12 @@ class Stream:
         self.active = True
         if not self.received_eof:
             self.received_eof = True
-            if self.sent_eof:
+            if not self.sent_eof:
+                self.endpoint.write_eof()
+            elif self._eof_told:
                 self._finish()
             else:
-                self.endpoint.write_eof()
+                self.end_cleanly()
 
     def receive_disconnect(self, reason: str) -> None:
         """Handle ``disconnect``: deliver what arrived if the peer ended cleanly, else break visibly."""
@@ -264,8 +268,13 @@ class Stream:
             self._end(reason)
 
     def end_cleanly(self) -> None:
-        """End the stream from this side after the last byte: the peer and the endpoint see an orderly end."""
-        if not self.ended:
+        """End the stream from this side after the last byte: the peer and the endpoint see an orderly end.
+
+        Where bytes still wait to be sent the end follows them; until then the stream goes on.
+        """
+        if self._unsent:
+            self._end_pending = True
+        elif not self.ended:
             self.session.send_control(simple_message("disconnect", self.id, Reason.NORMAL))
             self._finish()
 
@@ -297,6 +306,9 @@ class Stream:
         self.session.bytes_sent += len(payload)
         self.session.link.send_data(self.id, payload)
         if not self._unsent:
+            if self._end_pending:
+                self.end_cleanly()
+                return False
             if self._eof_pending:
                 self._send_eof_now()
                 return False
@@ -322,7 +334,7 @@ class Stream:
         """
         waiting = self.endpoint.unwritten_bytes()
         moved = self.active or waiting != self.stalled_bytes
-        if moved or (not waiting and (self._unsent or not self._reading)):
+        if moved or (not waiting and (self._unsent or not (self._reading or self.sent_eof))):
             self.active = False
             self.stalled_bytes = waiting
             self.idle_since = now
@@ -336,27 +348,30 @@ class Stream:
             if not (self._eof_pending or self.sent_eof):
                 self.endpoint.read_more(wanted)
 
-    def _pause_peer(self, full: bool) -> None:  # noqa: FBT001 — a switch
+    def _pause_peer(self, full: bool) -> None:
         """Slow down a hub that knows no credits; flag and level are one thing, so they cannot disagree."""
         if full:
             self.session.send_control(simple_message("pause_stream", self.id, Reason.BUFFER_FULL))
         else:
             self.session.send_control(simple_message("resume_stream", self.id))
 
+    def _drained(self) -> None:
+        """Go on after the endpoint took what waited; what the link held back may fill it at once."""
+        self.session.endpoint_drained(self)
+        if not self._full:
+            self._grant()
+
     def _grant(self) -> None:
-        if not self.grants:
-            return
-        if (count := self.receive_window.release()) and not self.ended:
+        count = self.receive_window.release()
+        if count and self.grants and not self.ended:
             self.session.send_credits(credit_message(self.id, count))
 
     def _send_eof_now(self) -> None:
         self._eof_pending = False
         self.sent_eof = True
+        self._eof_told = self.session.send_eof(self)
         if self.received_eof:
-            self.session.send_eof(self)
             self._finish()
-        else:
-            self.session.send_eof(self)
 
     def _finish(self) -> None:
         """Both directions ended in order: both sides know, no message is owed."""

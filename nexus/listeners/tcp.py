@@ -81,7 +81,7 @@ class TcpListeners:
 class ClientPeek(asyncio.BufferedProtocol):
     """A client's connection until it is known whom it wants; then another protocol takes the transport over."""
 
-    __slots__ = ("_absolute", "_eof", "_listeners", "_port", "_prelude", "_source", "_timer", "_transport", "_view")
+    __slots__ = ("_absolute", "_listeners", "_port", "_prelude", "_source", "_timer", "_transport", "_view")
 
     def __init__(self, listeners: TcpListeners, port: int) -> None:
         """Peek for one of ``listeners``' ports."""
@@ -89,7 +89,6 @@ class ClientPeek(asyncio.BufferedProtocol):
         self._port = port
         self._prelude = bytearray()
         self._view = receive_view()
-        self._eof = False
         self._source = ""
         self._timer: asyncio.TimerHandle | None = None
 
@@ -101,10 +100,12 @@ class ClientPeek(asyncio.BufferedProtocol):
         listeners = self._listeners
         listeners.stats.connections[self._port] += 1
         peer = transport.get_extra_info("peername")
-        self._source = source_key(str(peer[0])) if peer else ""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        if peer is None or not listeners.connections.admit(self._source):
+        if not peer:  # it was reset before it was accepted
+            self._refuse(RejectReason.CLIENT_GONE)
+            return
+        self._source = source_key(str(peer[0]))
+        now = asyncio.get_running_loop().time()
+        if not listeners.connections.admit(self._source):
             self._refuse(RejectReason.OVERLOADED)
             return
         admitted, evicted = listeners.peeks.admit(self, self._source, now)
@@ -138,7 +139,6 @@ class ClientPeek(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """A client that ends before it said anything useful is gone."""
-        self._eof = True
         self.give_up(RejectReason.CLIENT_GONE)
         return True
 
@@ -168,9 +168,9 @@ class ClientPeek(asyncio.BufferedProtocol):
         self._count(opened)
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s on port %d: %s %s", request.client, self._port, opened.reason.value, opened.host)
-        if self._listeners.budget.answers and not self._eof:
+        if self._listeners.budget.answers:
             self._transport.write(answer(opened.reason, is_tls=is_tls, is_http=is_http))
-        finish(self._transport, eof_received=self._eof, on_closed=self._release)
+        finish(self._transport, eof_received=False, on_closed=self._release)
 
     def _splice(self, stream: Stream) -> None:
         endpoint = SocketEndpoint(stream, self._transport, on_closed=self._release)

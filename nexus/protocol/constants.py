@@ -16,7 +16,7 @@ PAYLOAD_MAX_BYTES: Final = 32_768  # original: payload of one data message
 MESSAGE_MAX_BYTES: Final = PAYLOAD_MAX_BYTES + DATA_HEADER_BYTES  # 32,785: original, receivers close with 1009 above it
 NIL_STREAM_ID: Final = bytes(STREAM_ID_BYTES)  # RFC 9562 5.9: the nil UUID
 
-# -- Credits (unit: one data message) -----------------------------------------------------------------------------------
+# -- Credits (unit: one data message) ---------------------------------------------------------------------------------
 CREDITS_INITIAL: Final = 64  # original: first grant in either direction
 CREDITS_BATCH: Final = 8  # original: a receiver grants again after this many messages
 CREDITS_MAX: Final = 1 << 20  # original: defensive clamp of any grant
@@ -25,7 +25,7 @@ CREDITS_OVERSHOOT: Final = 64  # original: a client may exceed its grants by 8 +
 # 48. With at most this many messages not yet confirmed by a pong, its queue can never overflow: 48 + 8 + 8 = 64.
 UNCREDITED_MAX: Final = 8
 
-# -- Handshake ----------------------------------------------------------------------------------------------------------
+# -- Handshake --------------------------------------------------------------------------------------------------------
 CONNECT_PATH: Final = "/connect"
 NONCE_BYTES: Final = 32  # original: base64url without padding, 43 characters
 HANDSHAKE_MESSAGE_MAX_BYTES: Final = 65_536  # ours: a token; the original has no bound here
@@ -44,15 +44,15 @@ CHALLENGE_TIMEOUT_S: Final = 15.0  # original: client waits for the challenge
 # The original allows 10 s; its client's own token command may take 15 s, so a slow command could never log in.
 STAGE1_TIMEOUT_S: Final = 20.0
 
-# -- Liveness -----------------------------------------------------------------------------------------------------------
-# Silence is measured in whole ping intervals: a dead side is found after DEAD_AFTER_S to DEAD_AFTER_S + PING_INTERVAL_S.
+# -- Liveness ---------------------------------------------------------------------------------------------------------
+# Silence is counted from tick to tick: a dead side is found DEAD_AFTER_S to DEAD_AFTER_S + PING_INTERVAL_S later.
 HUB_PING_INTERVAL_S: Final = 10.0  # original 54 s
 HUB_DEAD_AFTER_S: Final = 25.0  # original 60 s
 CLIENT_PING_INTERVAL_S: Final = 5.0  # original
 CLIENT_DEAD_AFTER_S: Final = 10.0  # original
 DIAL_TIMEOUT_S: Final = 10.0  # original: client dials the local service
 
-# -- Features (ours; docs/protocol.md, "Extensions") ----------------------------------------------------------------------
+# -- Features (ours; docs/protocol.md, "Extensions") ------------------------------------------------------------------
 FEATURE_HALF_CLOSE: Final = "half_close"
 FEATURE_DRAIN: Final = "drain"
 FEATURES: Final = (FEATURE_HALF_CLOSE, FEATURE_DRAIN)

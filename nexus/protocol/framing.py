@@ -55,7 +55,8 @@ class RareFrame:
 class FrameReader:
     """Splits what one side of a WebSocket sends into messages.
 
-    ``fragment_bytes`` is the size so far of the fragmented message under way. ``max_message_bytes`` may be raised or lowered between calls (the handshake has a bound of its own).
+    ``fragment_bytes`` is the size so far of the fragmented message under way. ``max_message_bytes`` may be raised or
+    lowered between calls (the handshake has a bound of its own).
     """
 
     __slots__ = ("_apply_mask", "_fragments", "_mask_bit", "_rare_fragments", "fragment_bytes", "max_message_bytes")
@@ -92,14 +93,14 @@ class FrameReader:
             if mask_bit:
                 body += 4
             stop = body + length
-            if first != _FIN_BINARY or second & _MASKED != mask_bit or self._fragments is not None:
+            if (
+                first != _FIN_BINARY
+                or second & _MASKED != mask_bit
+                or self._fragments is not None
+                or self._rare_fragments
+                or length > self.max_message_bytes
+            ):
                 taken = self._other(view, at, body, stop, end, out)
-                if not taken:
-                    break
-                at = taken
-                continue
-            if length > self.max_message_bytes or self._rare_fragments:
-                taken = self._rare(view, at, body, stop, end, out)
                 if not taken:
                     break
                 at = taken

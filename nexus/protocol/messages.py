@@ -128,7 +128,7 @@ def _checked(name: str, value: object, kind: type) -> object:
 
 
 def replace_surrogates(text: str) -> str:
-    r"""Return ``text`` with U+FFFD for every lone surrogate (JSON can escape one: ``"\ud800"``), as the original does."""
+    """Return ``text`` with U+FFFD for every lone surrogate (JSON escapes can make one), as the original does."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

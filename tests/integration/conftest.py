@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Client, Nginx, Node, Pki, scratch_directory
+from nexus.eventloop import new_event_loop
+from tests.support.processes import Client, Nginx, Node, Pki, scratch_directory, wait_for
 
 HOST = "app.example.com"
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run what stands in the test's own event loop on the one of production."""
+    del config, item
+    return {"production": new_event_loop}
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,11 @@ class Chain:
     def http_url(self, path: str = "/", host: str = HOST) -> str:
         """Return a plain HTTP address of nginx through the node."""
         return f"http://{host}:{self.node.http_port}{path}"
+
+    def wait_until_quiet(self) -> None:
+        """Wait until the node holds no stream and no byte."""
+        wait_for(lambda: self.node.metric("nexus_streams") == 0, "every stream has ended")
+        wait_for(lambda: self.node.metric("nexus_buffered_bytes") == 0, "no byte waits")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Two ways to read the frames of a WebSocket, to be held against each other by tests and by ``fuzz/``.
 
-``read_alone`` is the ``websockets`` library by itself. ``read_with_codec`` is our ``FrameReader``, with the library only
-for the frames that it hands out, put together as ``nexus.link.connection`` does it.
+``read_alone`` is the ``websockets`` library by itself. ``read_with_codec`` is our ``FrameReader``, with the library
+only for the frames that it hands out, put together as ``nexus.link.connection`` does it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def frame(
     if not masked:
         return head + payload
     key = b"\x13\x57\x9b\xdf"
-    return head + key + bytes(byte ^ key[at % 4] for at, byte in enumerate(payload))
+    pad = (key * (size // 4 + 1))[:size]
+    mixed = int.from_bytes(payload, "big") ^ int.from_bytes(pad, "big")  # RFC 6455 5.3, all octets at once
+    return head + key + mixed.to_bytes(size, "big")
 
 
 def protocol(*, masked: bool) -> Protocol:

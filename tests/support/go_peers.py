@@ -62,9 +62,9 @@ def _unbuffered(writer: Writer) -> None:
 class _ClientStream:
     """One stream of a GoClient."""
 
-    def __init__(self, stream_id: bytes, credits: int | None) -> None:
+    def __init__(self, stream_id: bytes, granted: int | None) -> None:
         self.id = stream_id
-        self.credits = credits  # None: never limited
+        self.credits = granted  # None: never limited
         self.to_local: deque[bytes] = deque()
         self.to_hub: deque[bytes] = deque()
         self.changed = asyncio.Condition()
@@ -74,13 +74,13 @@ class _ClientStream:
 
 
 class GoClient:
-    """A backend client of the original; ``credits`` False is v0.2.3."""
+    """A backend client of the original; ``knows_credits`` False is v0.2.3."""
 
-    def __init__(self, hub_url: str, context: ssl.SSLContext, dial: Dial, *, credits: bool = True) -> None:
+    def __init__(self, hub_url: str, context: ssl.SSLContext, dial: Dial, *, knows_credits: bool = True) -> None:
         self.url = hub_url
         self.context = context
         self.dial = dial
-        self.credits = credits
+        self.knows_credits = knows_credits
         self.heeds_level = True  # False: its pause never comes in time
         self.kills: list[str] = []
         self.pauses = 0
@@ -161,9 +161,9 @@ class GoClient:
         self._notify(stream)
 
     def _open(self, stream_id: bytes, document: dict[str, Any]) -> None:
-        granted = int(document.get("credits", 0)) if self.credits else 0
+        granted = int(document.get("credits", 0)) if self.knows_credits else 0
         stream = self.streams[stream_id] = _ClientStream(stream_id, granted or None)
-        if self.credits:
+        if self.knows_credits:
             self._send(control("resume_stream", stream_id, credits=GRANT))
         self._tasks.create_task(self._serve(stream))
 
@@ -210,7 +210,7 @@ class GoClient:
 
     def _wrote(self, stream: _ClientStream) -> None:
         stream.written += 1
-        if self.credits and stream.written % BATCH == 0:
+        if self.knows_credits and stream.written % BATCH == 0:
             self._send(control("resume_stream", stream.id, credits=BATCH))
         if stream.pause_sent and len(stream.to_local) <= LOW_WATER:
             stream.pause_sent = False
@@ -288,7 +288,7 @@ async def go_client(client: GoClient, *hostnames: str) -> AsyncIterator[GoClient
         yield client
 
 
-# -- Hub ------------------------------------------------------------------------------------------------------------------
+# -- Hub --------------------------------------------------------------------------------------------------------------
 
 
 class _HubStream:
@@ -304,11 +304,11 @@ class _HubStream:
 
 
 class GoHub:
-    """A hub of the original with one public port; ``credits`` False is the one of v0.2.3's day."""
+    """A hub of the original with one public port; ``knows_credits`` False is the one of v0.2.3's day."""
 
-    def __init__(self, context: ssl.SSLContext, *, credits: bool = True) -> None:
+    def __init__(self, context: ssl.SSLContext, *, knows_credits: bool = True) -> None:
         self.context = context
-        self.credits = credits
+        self.knows_credits = knows_credits
         self.hub_port = 0
         self.port = 0
         self.accepted: list[float] = []
@@ -370,7 +370,7 @@ class GoHub:
             stream = self.streams.get(message[1:_HEADER_BYTES])
             if stream is None:
                 self.late_messages += 1
-            elif self.credits:
+            elif self.knows_credits:
                 await self._enqueue(stream, message[_HEADER_BYTES:])
             else:  # the old hub writes to the user in the session's reader
                 stream.writer.write(message[_HEADER_BYTES:])
@@ -391,7 +391,7 @@ class GoHub:
         elif stream is not None and document["event"] in {"pause_stream", "resume_stream"}:
             async with stream.changed:
                 stream.paused = document["event"] == "pause_stream"
-                if self.credits and document.get("credits", 0) > 0:
+                if self.knows_credits and document.get("credits", 0) > 0:
                     stream.credits = (stream.credits or 0) + document["credits"]
                 stream.changed.notify_all()
 
@@ -423,11 +423,11 @@ class GoHub:
             self.streams[stream.id] = stream
             address = "{}:{}".format(*writer.get_extra_info("peername"))
             fields: dict[str, object] = {"conn_port": self.port, "client_ip": address, "transport": "tcp"}
-            grant = GRANT if self.credits else 0
+            grant = GRANT if self.knows_credits else 0
             await self._send(control("connect", stream.id, **fields, hostname=HOST, credits=grant))
             async with asyncio.TaskGroup() as tasks:
                 inward = tasks.create_task(self._from_user(stream, reader, prelude))
-                await (self._to_user(stream) if self.credits else self._wait_closed(stream))
+                await (self._to_user(stream) if self.knows_credits else self._wait_closed(stream))
                 inward.cancel()
         except (OSError, EOFError, asyncio.CancelledError):
             pass

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,7 +61,7 @@ async def eventually(condition: Callable[[], object], what: str, timeout_s: floa
         await asyncio.sleep(0.01)
 
 
-# -- Public clients -------------------------------------------------------------------------------------------------------
+# -- Public clients ---------------------------------------------------------------------------------------------------
 
 
 def head(method: str, path: str, host: str = HOST, **fields: object) -> bytes:
@@ -119,12 +120,14 @@ async def upload(port: int, size: int, path: str = "/sink") -> str:
     return (await exchange(port, request)).decode()
 
 
-# -- Services -------------------------------------------------------------------------------------------------------------
+# -- Services ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
-async def serve(handler: Handler, port: int = 0) -> AsyncIterator[int]:
-    """Run a service; an error of ``handler`` other than a broken connection fails the test."""
+async def serve(handler: Handler, *, context: ssl.SSLContext | None = None, slow: bool = False) -> AsyncIterator[int]:
+    """Run a service and give its port; ``slow`` keeps the kernel from reading ahead.
+
+    An error of ``handler`` other than a broken connection fails the test."""
     failures: list[BaseException] = []
     running: set[asyncio.Task[None]] = set()
 
@@ -142,7 +145,10 @@ async def serve(handler: Handler, port: int = 0) -> AsyncIterator[int]:
             await close(writer)
             running.discard(task)
 
-    server = await asyncio.start_server(one, "127.0.0.1", port, limit=_CHUNK_BYTES)
+    sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    if slow:  # accepted sockets inherit it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_SOCKET_BYTES)
+    server = await asyncio.start_server(one, sock=sock, ssl=context, limit=_CHUNK_BYTES)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -182,7 +188,7 @@ async def _read_exactly(reader: Reader, size: int, *, paced: bool) -> bytes:
     return bytes(data)
 
 
-# -- Nodes and backend clients --------------------------------------------------------------------------------------------
+# -- Nodes and backend clients ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

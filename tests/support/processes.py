@@ -196,27 +196,35 @@ class Node(Process):
         return sum(value for sample, value in self.metrics().items() if sample.startswith(name))
 
 
+def client_process(
+    directory: Path, hub_url: str, pki: Pki, targets: Mapping[int, int], *hostnames: str, **settings: object
+) -> Process:
+    """Start ``nexus client run`` for one backend; it need not be connected yet."""
+    name = f"client-{len(list(directory.glob('client-*.yaml')))}"
+    backend = {
+        "name": name,
+        "hostnames": list(hostnames),
+        "nexusAddresses": [hub_url],
+        "caFile": str(pki.ca_file),
+        "attestation": {"hmacSecret": SECRET},
+        "portMappings": {port: {"default": f"127.0.0.1:{target}"} for port, target in targets.items()},
+        **settings,
+    }
+    file = directory / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({"backends": [backend]}))
+    return Process([*_NEXUS, "client", "run", "-c", str(file)], directory / f"{name}.log")
+
+
 class Client(Process):
     """``nexus client run`` for one backend; ``targets`` maps relay ports of the node to local ports."""
 
     def __init__(
         self, directory: Path, node: Node, targets: Mapping[int, int], *hostnames: str, **settings: object
     ) -> None:
-        name = f"client-{len(list(directory.glob('client-*.yaml')))}"
-        backend = {
-            "name": name,
-            "hostnames": list(hostnames),
-            "nexusAddresses": [node.hub_url],
-            "caFile": str(node.pki.ca_file),
-            "attestation": {"hmacSecret": SECRET},
-            "portMappings": {port: {"default": f"127.0.0.1:{target}"} for port, target in targets.items()},
-            **settings,
-        }
-        file = directory / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({"backends": [backend]}))
         before = node.metric("nexus_sessions_opened_total")
-        super().__init__([*_NEXUS, "client", "run", "-c", str(file)], directory / f"{name}.log")
-        self.name = name
+        started = client_process(directory, node.hub_url, node.pki, targets, *hostnames, **settings)
+        self.popen, self.log = started.popen, started.log
+        self.name = self.log.stem
         wait_for(lambda: node.metric("nexus_sessions_opened_total") > before, "the hub has the client's session")
 
 

@@ -120,7 +120,7 @@ class FakeEndpoint:
         self.eof = self.finished = self.aborted = False
 
     def write(self, payload: Buffer) -> None:
-        assert not (self.eof or self.finished or self.aborted), "written to after its end"
+        assert not any((self.eof, self.finished, self.aborted)), "written to after its end"
         if self.takes is None:
             self.delivered += payload
             return

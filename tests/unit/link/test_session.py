@@ -1,0 +1,393 @@
+"""Tests of sessions: dispatch, fairness, pacing, holding the link, and the end, without sockets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from nexus.link.stream import Stream
+from nexus.protocol.constants import (
+    CREDITS_INITIAL,
+    NIL_STREAM_ID,
+    PAYLOAD_MAX_BYTES,
+    UNCREDITED_MAX,
+)
+from nexus.protocol.messages import Control, credit_message, id_text, serialize_control, simple_message
+from nexus.protocol.reasons import Reason
+from nexus.protocol.window import SendWindow
+from tests.support.sessions import LOST, FakeEndpoint, FakeRole, SessionPair, Side
+
+UNKNOWN = b"\xee" * 16
+
+
+def data(stream_id: bytes, payload: bytes = b"") -> bytes:
+    return b"\x01" + stream_id + payload
+
+
+# -- Dispatch -------------------------------------------------------------------------------------------------------
+
+
+def test_data_reaches_its_stream_and_is_counted() -> None:
+    """By the sixteen bytes behind the kind."""
+    side = Side()
+    _, one = side.open(1)
+    second, two = side.open(2)
+    side.session.message_received(data(second.id, b"for two"))
+    assert (one.received(), two.received()) == (b"", b"for two")
+    assert (side.session.bytes_received, second.bytes_received) == (7, 7)
+
+
+def test_data_for_an_unknown_stream_is_the_roles_to_answer() -> None:
+    """A hub drops it, a backend says that the stream is gone."""
+    side = Side()
+    side.session.message_received(data(UNKNOWN, b"late"))
+    assert side.role.unknown == [UNKNOWN]
+    assert side.session.bytes_received == 0
+
+
+@pytest.mark.parametrize("message", [b"", b"\x00", b"\x03abc", b"\x01", b"\x01" + bytes(15), b"\xff" * 40])
+def test_messages_without_meaning_are_dropped(message: bytes) -> None:
+    """Empty ones, unknown kinds, and data too short for its id; the session stays up."""
+    side = Side()
+    side.session.message_received(message)
+    assert side.link.log == []
+    assert side.role.unknown == []
+
+
+def test_an_instant_answer_finds_the_stream() -> None:
+    """W17: a stream is in the table before its connect can be answered."""
+    side = Side()
+    stream = side.dialling(1)
+    side.session.message_received(data(stream.id, b"server speaks first"))
+    side.session.message_received(credit_message(stream.id, 8))
+    endpoint = FakeEndpoint(stream)
+    stream.attach(endpoint)
+    assert endpoint.received() == b"server speaks first"
+
+
+def test_a_broken_control_message_is_dropped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """As the original does; the session goes on."""
+    side = Side()
+    stream, _ = side.open()
+    with caplog.at_level(logging.WARNING, logger="nexus.session"):
+        side.session.message_received(b"\x02{")
+        side.session.message_received(b'\x02{"event":"disconnect","client_id":"x"}')
+    assert [record.getMessage() for record in caplog.records] == [
+        "dropped a control message: control message is not JSON",
+        "dropped a control message: client_id is not a UUID: 'x'",
+    ]
+    assert not stream.ended
+
+
+@pytest.mark.parametrize("event", ["disconnect", "pause_stream", "resume_stream", "half_close", "later", ""])
+def test_events_of_unknown_streams_and_unknown_events_are_ignored(event: str) -> None:
+    """Messages cross each other on the way."""
+    side = Side()
+    side.session.message_received(simple_message(event, UNKNOWN))
+    assert side.link.log == []
+
+
+def test_events_act_on_their_stream() -> None:
+    """Pause, resume with a grant, half_close and disconnect."""
+    side = Side()
+    stream, endpoint = side.open(window=SendWindow(1, paced=False))
+    side.session.message_received(simple_message("pause_stream", stream.id, Reason.BUFFER_FULL))
+    assert stream.send_window.paused
+    side.session.message_received(credit_message(stream.id, 8))
+    assert not stream.send_window.paused
+    assert stream.send_window.available == 9
+    side.session.message_received(simple_message("half_close", stream.id))
+    assert endpoint.eof
+    side.session.message_received(simple_message("disconnect", stream.id, Reason.RESET))
+    assert endpoint.aborted
+    assert side.role.ended == [(stream, "reset")]
+
+
+def test_half_close_that_was_not_agreed_upon_is_an_unknown_event() -> None:
+    """The other side would wait for an answer that this one cannot give."""
+    side = Side(())
+    stream, endpoint = side.open()
+    side.session.message_received(simple_message("half_close", stream.id))
+    assert not endpoint.eof
+    assert not stream.received_eof
+
+
+def test_the_roles_events_come_first() -> None:
+    """A role adds events, and may replace one."""
+    seen: list[Control] = []
+    role = FakeRole(events={"connect": seen.append, "disconnect": seen.append})
+    side = Side()
+    session = type(side.session)(side.session.link, role, ())
+    for event in ("connect", "disconnect"):
+        session.message_received(serialize_control(Control(event, NIL_STREAM_ID)))
+    assert [control.event for control in seen] == ["connect", "disconnect"]
+
+
+def test_text_is_the_roles() -> None:
+    """It belongs to authentication."""
+    side = Side()
+    side.session.text_received("challenge")
+    assert side.role.texts == ["challenge"]
+
+
+# -- Fairness -------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_streams_take_turns_of_one_message() -> None:
+    """When the link has room again, each sends one message, then each the next."""
+    side = Side()
+    streams = [side.open(number)[0] for number in (1, 2, 3)]
+    side.link.writable = False
+    for stream, messages in zip(streams, (3, 1, 2), strict=True):
+        stream.send(stream.id[:1] * (messages * PAYLOAD_MAX_BYTES))
+    side.make_writable()
+    assert [payload[0] for payload in side.link.data()] == [1, 2, 3, 1, 3, 1]
+    assert side.tables() == 3
+
+
+def test_a_turn_ends_when_the_link_is_full_and_goes_on_with_the_next_stream() -> None:
+    """Nobody loses its turn to one that has much to send."""
+    side = Side()
+    streams = [side.open(number)[0] for number in (1, 2, 3)]
+    side.link.writable = False
+    for stream in streams:
+        stream.send(stream.id[:1] * (2 * PAYLOAD_MAX_BYTES))
+    order: list[int] = []
+    for _ in range(6):
+        side.make_writable(room=1)
+        order.append(side.link.data()[-1][0])
+    assert order == [1, 2, 3, 1, 2, 3]
+
+
+def test_a_transport_that_finds_room_while_it_is_written_to_is_served_once() -> None:
+    """A turn inside a turn would take streams out of the round."""
+    side = Side()
+    (first, _), (second, _) = side.open(1), side.open(2)
+    side.link.writable = False
+    first.send(bytes(3 * PAYLOAD_MAX_BYTES))
+    second.send(bytes(3 * PAYLOAD_MAX_BYTES))
+    send_data = side.link.send_data
+
+    def send_and_resume(stream_id: bytes, payload: bytes) -> None:
+        send_data(stream_id, payload)
+        side.session.writable_changed()
+
+    side.link.send_data = send_and_resume  # type: ignore[assignment, method-assign]
+    side.make_writable()
+    assert len(side.link.data(first)) == len(side.link.data(second)) == 3
+    assert side.tables() == 2
+
+
+def test_a_stream_that_ended_while_it_waited_has_no_turn() -> None:
+    """Its place goes to the next."""
+    side = Side()
+    (first, _), (second, _) = side.open(1), side.open(2)
+    side.link.writable = False
+    first.send(b"1")
+    second.send(b"2")
+    first.receive_disconnect("")
+    side.make_writable()
+    assert side.link.data() == [b"2"]
+    assert side.tables() == 1
+
+
+# -- Pacing of peers without credits --------------------------------------------------------------------------------
+
+
+def test_one_ping_serves_all_streams_that_wait_for_it() -> None:
+    """The next one is sent for those that came later, when the first is answered."""
+    side = Side()
+    streams = [side.open(number, SendWindow(paced=True))[0] for number in (1, 2, 3)]
+    for stream in streams:
+        stream.send(bytes(10 * PAYLOAD_MAX_BYTES))
+    first = side.link.pings()
+    assert len(first) == 1
+    side.session.pong_received(first[0])
+    assert len(side.link.data(streams[0])) == 10
+    assert len(side.link.data(streams[1])) == UNCREDITED_MAX
+    second = side.link.pings()[1:]
+    assert len(second) == 1
+    side.session.pong_received(second[0])
+    assert [len(side.link.data(stream)) for stream in streams] == [10, 10, 10]
+    assert side.role.pongs == []
+
+
+def test_an_old_or_foreign_pong_confirms_nothing() -> None:
+    """A pong to keep-alive may answer a ping that was sent before the data."""
+    side = Side()
+    stream, _ = side.open(window=SendWindow(paced=True))
+    stream.send(bytes(10 * PAYLOAD_MAX_BYTES))
+    side.session.pong_received(b"pace:0")
+    side.session.pong_received(b"")
+    assert len(side.link.data()) == UNCREDITED_MAX
+    assert side.role.pongs == [b"pace:0", b""]
+
+
+def test_a_pong_that_was_lost_is_asked_for_again() -> None:
+    """The original gives one up that it cannot write within a second; the next sign of life repeats the question."""
+    side = Side()
+    stream, _ = side.open(window=SendWindow(paced=True))
+    stream.send(bytes(10 * PAYLOAD_MAX_BYTES))
+    side.session.pong_received(b"")
+    assert len(side.link.pings()) == 2
+    assert len(set(side.link.pings())) == 1
+    side.session.pong_received(side.link.pings()[1])
+    assert len(side.link.data()) == 10
+    side.session.pong_received(side.link.pings()[0])
+    assert len(side.link.pings()) == 2
+
+
+def test_streams_that_end_before_the_pong_do_not_stop_the_others() -> None:
+    """The pong still counts, and the next ping goes out."""
+    side = Side()
+    (first, _), (second, _) = (side.open(number, SendWindow(paced=True)) for number in (1, 2))
+    first.send(bytes(10 * PAYLOAD_MAX_BYTES))
+    second.send(bytes(10 * PAYLOAD_MAX_BYTES))
+    first.close(Reason.TIMEOUT)
+    side.session.pong_received(side.link.pings()[0])
+    side.session.pong_received(side.link.pings()[1])
+    assert len(side.link.data(second)) == 10
+
+
+def test_credits_end_the_pacing() -> None:
+    """A peer that grants is not pinged."""
+    side = Side()
+    stream, _ = side.open(window=SendWindow(paced=True))
+    stream.receive_credits(CREDITS_INITIAL)
+    stream.send(bytes(CREDITS_INITIAL * PAYLOAD_MAX_BYTES))
+    assert len(side.link.data()) == CREDITS_INITIAL
+    assert side.link.pings() == []
+
+
+def test_a_grant_and_a_pong_that_cross_count_once() -> None:
+    """What the pong confirms was counted by the grant."""
+    side = Side()
+    stream, _ = side.open(window=SendWindow(paced=True))
+    stream.send(bytes(100 * PAYLOAD_MAX_BYTES))
+    stream.receive_credits(CREDITS_INITIAL)
+    assert len(side.link.data()) == CREDITS_INITIAL
+    side.session.pong_received(side.link.pings()[0])
+    assert len(side.link.data()) == CREDITS_INITIAL
+
+
+# -- Holding the link -----------------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_cannot_be_slowed_down_is_not_read_until_the_endpoint_has_room() -> None:
+    """W11: nothing is lost, and the endpoint drains before more arrives."""
+    side = Side()
+    stream, endpoint = side.open(takes=1000)
+    while not side.link.held:
+        stream.receive(bytes(PAYLOAD_MAX_BYTES))
+    endpoint.drain()
+    assert not side.link.held
+    assert side.tables() == 1
+
+
+def test_the_link_is_held_as_long_as_any_stream_needs_it() -> None:
+    """And released with the last, also where that one ended."""
+    side = Side()
+    pairs = [side.open(number, takes=1000) for number in (1, 2)]
+    for stream, _ in pairs:
+        side.session.hold_for(stream)
+    pairs[0][1].stream.endpoint_full(False)
+    assert side.link.held
+    pairs[1][0].close(Reason.TIMEOUT)
+    assert not side.link.held
+
+
+def test_what_was_held_back_may_fill_the_endpoint_at_once() -> None:
+    """Then no credits are granted, and the link may be held anew."""
+    side = Side()
+    stream, endpoint = side.open(takes=10)
+    stream.receive(bytes(20))
+    side.session.hold_for(stream)
+
+    def more() -> None:
+        for _ in range(8):
+            stream.receive(bytes(20))
+
+    side.link.on_release = more
+    endpoint.drain()
+    assert endpoint.full
+    assert side.link.controls() == []
+    side.link.on_release = lambda: None
+    endpoint.drain()
+    assert [control.credits for control in side.link.controls()] == [9]
+
+
+# -- The end --------------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_link_aborts_every_endpoint_and_leaves_no_entry() -> None:
+    """W16: nobody knows what did not arrive, so every end is a broken one."""
+    side = Side()
+    opened = [side.open(number, SendWindow(paced=True)) for number in range(1, 6)]
+    for stream, _ in opened:
+        stream.send(bytes(20 * PAYLOAD_MAX_BYTES))
+    side.link.writable = False
+    opened[0][0].send(b"x")
+    side.session.hold_for(opened[1][0])
+    side.session.link_lost(LOST)
+    assert all(endpoint.aborted for _, endpoint in opened)
+    assert side.tables() == 0
+    assert side.session.ended
+    assert {reason for _, reason in side.role.ended} == {"session_ended"}
+    assert side.role.ends == [LOST]
+
+
+def test_a_lost_link_breaks_both_ends_of_a_pair() -> None:
+    """Client and service see it."""
+    pair = SessionPair()
+    client, service = pair.open()
+    pair.lose()
+    assert client.aborted
+    assert service.aborted
+
+
+def test_streams_leave_no_entry_however_they_end() -> None:
+    """W16: not in the table, the round, the paces or the holds."""
+    side = Side()
+
+    def both_eofs(stream: Stream) -> None:
+        stream.send_eof()
+        stream.receive_eof()
+
+    breaks: list[Callable[[Stream], None]] = [
+        lambda stream: stream.receive_disconnect(""),
+        lambda stream: stream.receive_disconnect("reset"),
+        lambda stream: stream.endpoint_lost(),
+        lambda stream: stream.close(Reason.TIMEOUT),
+    ]
+    ends = [*breaks, lambda stream: stream.end_cleanly(), both_eofs]
+    for number, end in enumerate(ends, 1):
+        stream, _ = side.open(number, SendWindow(paced=True))
+        stream.send(bytes(9 * PAYLOAD_MAX_BYTES) if end in breaks else b"x")
+        side.session.hold_for(stream)
+        end(stream)
+    assert len(side.role.ended) == len(ends)
+    assert side.tables() == 0
+    assert not side.link.held
+
+
+def test_ending_all_tells_the_peer_why() -> None:
+    """For a stop."""
+    side = Side()
+    ids = [id_text(side.open(number)[0].id) for number in (1, 2)]
+    side.session.end_all(Reason.SHUTDOWN)
+    assert [(id_text(one.stream_id), one.reason) for one in side.link.controls("disconnect")] == [
+        (one, "shutdown") for one in ids
+    ]
+    assert side.session.streams == {}
+
+
+def test_buffered_bytes_are_those_of_the_link_and_of_all_endpoints() -> None:
+    """What a metric shows."""
+    side = Side()
+    for number in (1, 2):
+        stream, _ = side.open(number, takes=0)
+        stream.receive(bytes(100))
+    side.link.transport.waiting = 7
+    assert side.session.buffered_bytes() == 207

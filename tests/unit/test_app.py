@@ -1,0 +1,489 @@
+"""nexus.app: a whole node in this process, from the first socket to the last goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from websockets.asyncio.client import connect
+
+from nexus import app, sockets
+from nexus.admin.probe import probe
+from nexus.app import Node, NodeAddresses, run_node
+from nexus.config.load import load_node_config
+from nexus.config.model import NodeConfig
+from nexus.document.addresses import parse_host_port
+from nexus.errors import ConfigError, TlsFileError
+from nexus.limits import UNBOUNDED
+from nexus.link import endpoint as endpoints
+from nexus.tls.contexts import hub_client_context
+from tests.support.hub import HOST, NAME, WAIT_S, Backend, eventually
+from tests.support.processes import SECRET, Pki
+
+ON_BOTH_LOOPS = True
+REQUEST = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+YEAR_S = 365 * 86_400
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """A CA for all tests of this module."""
+    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
+
+
+@pytest.fixture
+def config(pki: Pki, tmp_path: Path) -> Callable[..., NodeConfig]:
+    """Make a configuration by way of a file, on free ports of loopback unless told otherwise."""
+
+    def make(**settings: Any) -> NodeConfig:
+        cert_file, key_file = pki.issue("hub", "localhost")
+        document = {
+            "backendListenAddress": "127.0.0.1:0",
+            "relayPorts": [0],
+            "relayBindAddresses": ["127.0.0.1"],
+            "backendsJWTSecret": SECRET,
+            "hubTlsCertFile": str(cert_file),
+            "hubTlsKeyFile": str(key_file),
+            "shutdownGraceSeconds": 0,
+            **settings,
+        }
+        file = tmp_path / "server.yaml"
+        file.write_text(yaml.safe_dump(document))
+        return load_node_config(file, environ={}).config
+
+    return make
+
+
+def port(address: str) -> int:
+    """Return the port of an address."""
+    return parse_host_port(address)[1]
+
+
+@dataclass
+class Running:
+    """A node that serves."""
+
+    node: Node
+    addresses: NodeAddresses
+    task: asyncio.Task[None]
+    pki: Pki
+    stack: contextlib.AsyncExitStack
+
+    async def backend(self) -> Backend:
+        """Return a backend that serves HOST."""
+        url = f"wss://localhost:{port(self.addresses.hub)}/connect"
+        trust = hub_client_context(self.pki.ca_file)
+        websocket = connect(url, ssl=trust, compression=None, ping_interval=None, proxy=None)
+        return await Backend(await self.stack.enter_async_context(websocket)).log_in()
+
+    async def client(self, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the first public port, with a small buffer in the kernel."""
+        sock = socket.socket()
+        self.stack.callback(sock.close)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        address = ("127.0.0.1", port(self.addresses.relay[0]))
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        reader, writer = await asyncio.open_connection(sock=sock)
+        self.stack.callback(_abort, writer)
+        writer.write(data)
+        return reader, writer
+
+    async def stop(self) -> None:
+        """Stop and wait for the end."""
+        self.node.stop()
+        async with asyncio.timeout(WAIT_S):
+            await asyncio.wait([self.task])
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def running(pki: Pki, config: NodeConfig) -> AsyncIterator[Running]:
+    """Run a node; at the end it is stopped, and nothing of it is left."""
+    node = Node(config)
+    ready: asyncio.Future[NodeAddresses] = asyncio.get_running_loop().create_future()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(node.run(ready.set_result))
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                yield Running(node, await ready, task, pki, stack)
+            finally:
+                node.stop()
+    await eventually(lambda: not endpoints._finishing, "no client is left")
+
+
+Config = Callable[..., NodeConfig]
+
+
+# -- Start ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_tells_where_it_listens(pki: Pki, config: Config) -> None:
+    """Port 0 became a real one, on every address, in the order of the configuration."""
+    async with running(pki, config(relayPorts=[0, 0], adminListenAddress="127.0.0.1:0")) as it:
+        ports = [port(address) for address in (it.addresses.hub, *it.addresses.relay, it.addresses.admin)]
+        assert len(set(ports)) == 4
+        assert 0 not in ports
+        for number in ports:
+            socket.create_connection(("127.0.0.1", number)).close()
+        await eventually(lambda: it.node.stats().auth_failures_total == {"upgrade": 1}, "the hub has seen one")
+        await eventually(lambda: it.node.stats().rejected_total == {"client_gone": 2}, "each public port has seen one")
+
+
+async def test_without_an_address_there_is_no_admin_endpoint(pki: Pki, config: Config) -> None:
+    """It is off."""
+    async with running(pki, config()) as it:
+        assert it.addresses.admin == ""
+
+
+async def test_no_bind_address_means_all_interfaces(pki: Pki, config: Config) -> None:
+    """One socket for both families."""
+    async with running(pki, config(relayBindAddresses=[])) as it:
+        assert it.addresses.relay[0].rpartition(":")[0] in {"[::]", "0.0.0.0"}
+        await it.client()
+
+
+@pytest.mark.parametrize("key", ["backendListenAddress", "relayPorts"])
+async def test_an_address_in_use_names_the_key_and_the_mend(config: Config, key: str) -> None:
+    """And what was opened before it is closed again."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        value: object = [taken] if key == "relayPorts" else f"127.0.0.1:{taken}"
+        with pytest.raises(ConfigError) as caught:
+            await Node(config(**{key: value})).run()
+    (problem,) = caught.value.problems
+    assert problem.key == key
+    assert str(taken) in problem.what
+    assert "choose another port" in problem.mend
+
+
+async def test_an_admin_address_in_use_closes_what_was_opened(config: Config) -> None:
+    """The hub's port is free again."""
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.create_server(("127.0.0.1", 0)) as free:
+        hub = free.getsockname()
+        free.close()
+        node = Node(config(backendListenAddress=f"{hub[0]}:{hub[1]}", adminListenAddress=f"127.0.0.1:{_port(other)}"))
+        with pytest.raises(ConfigError):
+            await node.run()
+        with pytest.raises(ConnectionError):
+            socket.create_connection(hub)
+
+
+def _port(sock: socket.socket) -> int:
+    return int(sock.getsockname()[1])
+
+
+async def test_a_certificate_that_cannot_be_used_is_an_error_at_once(config: Config, tmp_path: Path) -> None:
+    """Before anything listens."""
+    with pytest.raises(TlsFileError, match="missing"):
+        Node(replace(config(), hub_tls_cert_file=str(tmp_path / "missing.pem")))
+
+
+async def test_on_ready_that_fails_leaves_nothing_behind(config: Config) -> None:
+    """Its error is the node's, and every port is free again."""
+    addresses: list[NodeAddresses] = []
+
+    def fail(ready: NodeAddresses) -> None:
+        addresses.append(ready)
+        raise LookupError("no")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await Node(config()).run(fail)
+    assert caught.group_contains(LookupError)
+    for address in (addresses[0].hub, *addresses[0].relay):
+        with pytest.raises(ConnectionError):
+            socket.create_connection(("127.0.0.1", port(address)))
+
+
+def test_a_bound_of_zero_connections_is_no_bound(config: Config) -> None:
+    """As the configuration says."""
+    assert app._peek_budget(config()).connections_per_source == UNBOUNDED
+    assert app._peek_budget(config(maxConnectionsPerSource=7)).connections_per_source == 7
+
+
+def test_the_budget_and_the_policy_are_those_of_the_configuration(config: Config) -> None:
+    """Each setting reaches the place where it counts."""
+    made = config(
+        peekTimeouts={"firstByteSeconds": 1, "idleExtensionSeconds": 2, "absoluteMaxSeconds": 3},
+        maxConcurrentPeeks=4,
+        maxConcurrentPeeksPerSource=5,
+        unroutedClose="silent",
+        allowedTCPPortClaims=[25],
+        allowedUDPPortClaims=[53],
+        requireTokenExpiry=True,
+    )
+    budget, policy = app._peek_budget(made), app._policy(made)
+    assert (budget.first_byte_s, budget.idle_extension_s, budget.absolute_max_s) == (1, 2, 3)
+    assert (budget.concurrent, budget.concurrent_per_source, budget.answers) == (4, 5, False)
+    assert policy.allowed_tcp_ports == {25}
+    assert policy.allowed_udp_ports == {53}
+    assert policy.require_expiry
+
+
+# -- Service --------------------------------------------------------------------------------------------------------
+
+
+async def test_bytes_go_from_client_to_backend_and_back(pki: Pki, config: Config) -> None:
+    """And the figures are what was seen: sums rise, gauges come back to zero."""
+    async with running(pki, config()) as it:
+        backend = await it.backend()
+        reader, writer = await it.client(REQUEST)
+        connect_ = await backend.control()
+        assert connect_.hostname == HOST
+        assert await backend.receive() == b"\x01" + connect_.stream_id + REQUEST
+        await backend.websocket.send(b"\x01" + connect_.stream_id + b"answer")
+        assert await reader.readexactly(6) == b"answer"
+        stats = it.node.stats()
+        assert (stats.sessions, stats.streams, stats.routes, stats.unauthenticated, stats.peeking) == (1, 1, 1, 0, 0)
+        assert (stats.bytes_to_backends_total, stats.bytes_to_clients_total) == (len(REQUEST), 6)
+        assert stats.client_connections_total == {port(it.addresses.relay[0]): 1}
+        await backend.send("disconnect", client_id=_uuid(connect_.stream_id), reason="timeout")
+        with pytest.raises(ConnectionError):
+            await reader.read()
+        writer.close()
+        await backend.websocket.close()
+        await eventually(lambda: not it.node.stats().sessions, "the session is gone")
+        stats = it.node.stats()
+        assert (stats.streams, stats.routes, stats.buffered_bytes, stats.paused_streams) == (0, 0, 0, 0)
+        assert (stats.sessions_total, stats.streams_total) == (1, 1)
+        assert (stats.bytes_to_backends_total, stats.bytes_to_clients_total) == (len(REQUEST), 6)
+        assert stats.streams_reset_total == {"timeout": 1}
+        assert stats.session_ends_total == {"1000": 1}
+
+
+def _uuid(stream_id: bytes) -> str:
+    return stream_id.hex()
+
+
+async def test_refusals_and_waiting_are_in_the_figures(pki: Pki, config: Config) -> None:
+    """Of clients and of backends."""
+    async with running(pki, config()) as it:
+        reader, _ = await it.client(REQUEST)
+        assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
+        await it.client(REQUEST[:9])
+        plain = socket.create_connection(("127.0.0.1", port(it.addresses.hub)))
+        await eventually(lambda: it.node.stats().peeking == 1, "a client is peeked at")
+        await eventually(lambda: it.node.stats().unauthenticated == 1, "a stranger is at the hub")
+        plain.close()
+        await eventually(lambda: it.node.stats().auth_failures_total == {"upgrade": 1}, "it is counted")
+        assert it.node.stats().rejected_total == {"no_backend": 1}
+
+
+async def test_a_slow_client_shows_as_buffered_bytes(pki: Pki, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that were accepted and not delivered are counted, and gone when they are delivered."""
+    size = 64
+
+    def listen(host: str, number: int, key: str) -> socket.socket:
+        sock = sockets.listen(host, number, key)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)  # else the kernel would take all of it
+        return sock
+
+    monkeypatch.setattr(app, "listen", listen)
+    async with running(pki, config()) as it:
+        backend = await it.backend()
+        reader, _ = await it.client(REQUEST)
+        stream_id = (await backend.control()).stream_id
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(size):
+            await backend.websocket.send(b"\x01" + stream_id + bytes(32_768))
+        await eventually(lambda: it.node.stats().paused_streams == 1, "the stream waits")
+        assert it.node.stats().buffered_bytes > 0
+        reader._transport.resume_reading()  # type: ignore[attr-defined]
+        assert await reader.readexactly(size * 32_768) == bytes(size * 32_768)
+        await eventually(lambda: it.node.stats().buffered_bytes == 0, "nothing waits any more")
+
+
+async def test_idle_streams_are_swept(pki: Pki, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the node's own clock, in a part of the timeout."""
+    monkeypatch.setattr(app, "_SWEEP_SHARE", 0.0)
+    monkeypatch.setattr(app, "_SWEEP_MIN_S", 0.005)
+    made = replace(config(), idle_timeout_s=0.02)  # type: ignore[arg-type]
+    async with running(pki, made) as it:
+        backend = await it.backend()
+        reader, _ = await it.client(REQUEST)
+        await backend.control()
+        with pytest.raises(ConnectionError):
+            await reader.read()
+        assert it.node.stats().streams_reset_total == {"timeout": 1}
+
+
+async def test_the_hub_counts_sessions_of_a_subject(pki: Pki, config: Config) -> None:
+    """The limit of the configuration reaches the hub."""
+    async with running(pki, config(maxSessionsPerSubject=1)) as it:
+        await it.backend()
+        with pytest.raises(Exception, match="maxSessionsPerSubject"):
+            await it.backend()
+        assert it.node.registry.sessions_of(NAME) == 1
+
+
+# -- Readiness ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_is_ready_while_it_serves(pki: Pki, config: Config) -> None:
+    """Not before and not behind; the admin endpoint says the same."""
+    node = Node(config())
+    assert node.readiness().reasons == ("starting",)
+    async with running(pki, config(adminListenAddress="127.0.0.1:0")) as it:
+        assert it.node.readiness().ready
+        answer = await asyncio.to_thread(probe, it.addresses.admin, "/readyz")
+        assert (answer.status, json.loads(answer.body)["ready"]) == (200, True)
+        metrics = (await asyncio.to_thread(probe, it.addresses.admin, "/metrics")).body
+        assert "nexus_sessions 0.0" in metrics
+        await it.stop()
+        assert it.node.readiness().reasons == ("stopping",)
+
+
+async def test_an_expired_certificate_is_a_reason(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backends would refuse it."""
+    node = Node(config())
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + YEAR_S)
+    assert node.readiness().reasons == ("starting", "the hub's certificate has expired")
+
+
+async def test_a_renewed_certificate_is_taken_over_when_told(pki: Pki, config: Config) -> None:
+    """Without waiting for the next look at the files; sessions that run notice nothing."""
+    async with running(pki, config()) as it:
+        backend = await it.backend()
+        before = it.node.stats().hub_certificate_expiry_seconds
+        cert_file, _ = pki.issue("hub", "localhost")
+        os.utime(cert_file, ns=(0, 0))
+        it.node.reload_certificate()
+        await backend.pong()
+        await it.backend()
+        assert (it.node.stats().hub_certificate_expiry_seconds or 0) >= (before or 0)
+        assert it.node._certificate.certificate.files.cert_file == cert_file
+
+
+# -- Stop -----------------------------------------------------------------------------------------------------------
+
+
+async def test_stopping_says_goodbye_to_backends_and_closes_every_port(pki: Pki, config: Config) -> None:
+    """1001 with a reason, in no time where nothing moves; stopping twice is no different."""
+    async with running(pki, config(shutdownGraceSeconds=3600)) as it:
+        backend = await it.backend()
+        it.node.stop()
+        it.node.stop()
+        assert await backend.closed() == (1001, "the node stops")
+        await it.stop()
+        for address in (it.addresses.hub, it.addresses.relay[0]):
+            with pytest.raises(ConnectionError):
+                socket.create_connection(("127.0.0.1", port(address)))
+
+
+async def test_a_node_may_be_stopped_before_it_runs(config: Config) -> None:
+    """It starts and ends at once."""
+    node = Node(config())
+    node.stop()
+    async with asyncio.timeout(WAIT_S):
+        await node.run()
+
+
+async def test_a_busy_stream_is_waited_for(pki: Pki, config: Config) -> None:
+    """It may end by itself within the grace period; nobody new is served meanwhile."""
+    async with running(pki, config(shutdownGraceSeconds=3600)) as it:
+        backend = await it.backend()
+        reader, _ = await it.client(REQUEST)
+        stream_id = (await backend.control()).stream_id
+        it.node.stop()
+        await eventually(lambda: "stopping" in it.node.readiness().reasons, "it stops")
+        for _ in range(3):
+            await backend.websocket.send(b"\x01" + stream_id + b"more")
+            assert await reader.readexactly(4) == b"more"
+        with pytest.raises(ConnectionError):
+            await it.client()
+        await backend.send("disconnect", client_id=_uuid(stream_id), reason="normal")
+        assert await reader.read() == b""
+        assert (await backend.closed())[0] == 1001
+
+
+async def test_a_stream_on_which_nothing_moves_is_not_waited_for(
+    pki: Pki, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client sees it broken, not ended (design 6), long before the grace period is over."""
+    monkeypatch.setattr(app, "_BUSY_S", 0.01)
+    monkeypatch.setattr(app, "_STOP_POLL_S", 0.005)
+    async with running(pki, config(shutdownGraceSeconds=3600)) as it:
+        backend = await it.backend()
+        reader, _ = await it.client(REQUEST)
+        await backend.control()
+        await it.stop()
+        with pytest.raises(ConnectionError):
+            await reader.read()
+        assert (await backend.closed())[0] == 1001
+
+
+async def test_without_grace_nobody_is_waited_for(pki: Pki, config: Config) -> None:
+    """A busy stream is broken at once."""
+    async with running(pki, config()) as it:
+        backend = await it.backend()
+        reader, _ = await it.client(REQUEST)
+        await backend.control()
+        await it.stop()
+        with pytest.raises(ConnectionError):
+            await reader.read()
+
+
+async def test_a_node_that_is_cancelled_leaves_nothing_open(pki: Pki, config: Config) -> None:
+    """Ports, backends and clients: as if the process had ended."""
+    async with running(pki, config()) as it:
+        backend = await it.backend()
+        reader, _ = await it.client(REQUEST[:9])
+        await eventually(lambda: it.node.stats().peeking == 1, "a client is peeked at")
+        it.task.cancel()
+        await asyncio.wait([it.task])
+        assert (await backend.closed())[0] == 1006
+        with pytest.raises(ConnectionError):
+            await reader.read()
+        with pytest.raises(ConnectionError):
+            await it.client()
+
+
+# -- The process ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _collector_is_restored() -> Iterator[None]:
+    """``run_node`` sets the collector for the whole process."""
+    threshold = gc.get_threshold()
+    yield
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_collector_is_restored")
+def test_a_process_obeys_signals(config: Config, pki: Pki, caplog: pytest.LogCaptureFixture) -> None:
+    """SIGHUP looks at the certificate, SIGTERM ends the node in order."""
+    caplog.set_level(logging.INFO)
+
+    def ready(addresses: NodeAddresses) -> None:
+        assert port(addresses.hub)
+        pki.issue("hub", "localhost", "second.example.com")
+        loop = asyncio.get_running_loop()
+        loop.call_soon(os.kill, os.getpid(), signal.SIGHUP)
+        loop.call_soon(look_again)
+
+    def look_again() -> None:
+        if "renewed" in caplog.text:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            asyncio.get_running_loop().call_later(0.005, look_again)
+
+    run_node(config(), ready)
+    assert "stopping" in caplog.text

@@ -1,0 +1,70 @@
+"""Tests of counting by source."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nexus.limits import UNBOUNDED, SourceCounter, source_key
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("not:an:address", "not:an:address"),
+        ("", ""),
+    ],
+)
+def test_a_source_is_an_ipv4_address_or_an_ipv6_network(address: str, key: str) -> None:
+    """One site is one source; text that is no address is itself."""
+    assert source_key(address) == key
+
+
+def test_both_bounds_hold() -> None:
+    """Each source up to its own, all together up to theirs."""
+    counter = SourceCounter(3, 2)
+    assert [counter.admit(source) for source in ("a", "a", "a", "b", "c")] == [True, True, False, True, False]
+    assert counter.held == 3
+    counter.release("a")
+    assert [counter.admit(source) for source in ("c", "b")] == [True, False]
+
+
+def test_unbounded_admits_everybody() -> None:
+    """Either bound by itself, or both."""
+    everything = SourceCounter(UNBOUNDED, UNBOUNDED)
+    assert all(everything.admit("a") for _ in range(1000))
+    each = SourceCounter(UNBOUNDED, 1)
+    assert [each.admit("a"), each.admit("a"), each.admit("b")] == [True, False, True]
+    total = SourceCounter(2, UNBOUNDED)
+    assert [total.admit("a") for _ in range(3)] == [True, True, False]
+
+
+def test_zero_admits_nobody() -> None:
+    """A bound of zero is a bound."""
+    assert not SourceCounter(0, 5).admit("a")
+    assert not SourceCounter(5, 0).admit("a")
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_what_is_given_back_leaves_nothing_behind(steps: list[tuple[bool, str]]) -> None:
+    """The counts are those of a plain list, and no source is kept without a reason."""
+    counter, held = SourceCounter(4, 2), list[str]()
+    for enters, source in steps:
+        if enters:
+            fits = len(held) < 4 and held.count(source) < 2
+            assert counter.admit(source) is fits
+            held += [source] if fits else []
+        elif source in held:
+            counter.release(source)
+            held.remove(source)
+        assert counter.held == len(held)
+        assert set(counter._by_source) == set(held)

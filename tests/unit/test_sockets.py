@@ -1,0 +1,207 @@
+"""nexus.sockets: listening where one was told to, errors that name a mend, and an accept that outlives trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+import pytest
+
+from nexus import sockets
+from nexus.errors import ConfigError
+from nexus.sockets import BACKLOG, accept, format_address, listen
+
+KEY = "backendListenAddress"
+needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+
+
+def connect(sock: socket.socket, host: str = "127.0.0.1") -> socket.socket:
+    """Connect to a listening socket."""
+    return socket.create_connection((host, sock.getsockname()[1]), timeout=10)
+
+
+# -- Listening ------------------------------------------------------------------------------------------------------
+
+
+def test_accepted_sockets_have_no_delay_and_keep_alive() -> None:
+    """They inherit it from the listening one, in the original's numbers (spec node-and-mesh 4.1)."""
+    with listen("127.0.0.1", 0, KEY) as sock, connect(sock):
+        sock.setblocking(True)
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 15
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 9
+
+
+def test_a_platform_without_keep_alive_numbers_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep-alive is on all the same."""
+    monkeypatch.delattr(socket, "TCP_KEEPIDLE")
+    with listen("127.0.0.1", 0, KEY) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_the_backlog_takes_a_burst() -> None:
+    """Design 4 asks for at least 1024."""
+    assert BACKLOG >= 1024
+
+
+@needs_ipv6
+def test_no_host_means_both_families_on_one_socket() -> None:
+    """As the original listens."""
+    with listen("", 0, KEY) as sock, connect(sock, "127.0.0.1"), connect(sock, "::1"):
+        assert sock.family == socket.AF_INET6
+
+
+@needs_ipv6
+def test_an_ipv6_address_is_that_address_only() -> None:
+    """Not its IPv4 sibling."""
+    with listen("::1", 0, KEY) as sock:
+        connect(sock, "::1").close()
+        with pytest.raises(ConnectionError):
+            connect(sock, "127.0.0.1")
+
+
+def test_without_ipv6_no_host_means_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without IPv6 is served, too."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with listen("", 0, KEY) as sock:
+        assert sock.getsockname()[0] == "0.0.0.0"
+
+
+def test_a_name_is_resolved() -> None:
+    """``localhost`` is an address of this machine."""
+    with listen("localhost", 0, KEY) as sock:
+        assert sock.getsockname()[0] in {"127.0.0.1", "::1"}
+
+
+def test_a_port_in_use_is_an_error_that_names_key_and_mend() -> None:
+    """An operator knows what to change and how to find who is there."""
+    with listen("127.0.0.1", 0, KEY) as sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(ConfigError) as caught:
+            listen("127.0.0.1", port, KEY)
+    (problem,) = caught.value.problems
+    assert problem.key == KEY
+    assert f"127.0.0.1:{port}" in problem.what
+    assert "in use" in problem.what
+    assert "ss -ltnp" in problem.mend
+
+
+@pytest.mark.parametrize(
+    ("host", "shown", "mend"),
+    [
+        ("192.0.2.1", "192.0.2.1:0", "not one of this machine's"),
+        ("2001:db8::1", "[2001:db8::1]:0", ""),
+        ("no-such-host.invalid", "no-such-host.invalid:0", "check the address"),
+        ("a..b", "a..b:0", "check the address"),
+    ],
+)
+def test_an_address_that_is_not_ours_is_an_error(host: str, shown: str, mend: str) -> None:
+    """Whether a machine, the resolver or IDNA refuses it."""
+    with pytest.raises(ConfigError) as caught:
+        listen(host, 0, KEY)
+    (problem,) = caught.value.problems
+    assert shown in problem.what
+    assert mend in problem.mend
+
+
+def test_a_forbidden_port_names_the_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports below 1024 need a right; all interfaces are shown as ``*``."""
+
+    def refuse(*_: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(sockets, "_bind", refuse)
+    with pytest.raises(ConfigError, match=r"\*:443.*CAP_NET_BIND_SERVICE"):
+        listen("", 443, KEY)
+
+
+# -- Accepting ------------------------------------------------------------------------------------------------------
+
+
+class Listener(socket.socket):
+    """A listening socket whose first accepts fail."""
+
+    errors: list[int]
+
+    def accept(self) -> tuple[socket.socket, object]:
+        """Raise what is left to raise, then accept."""
+        if self.errors:
+            raise OSError(self.errors.pop(0), "so it goes")
+        return super().accept()
+
+
+def failing(*errors: int) -> Listener:
+    """Return such a socket."""
+    listener = Listener(fileno=listen("127.0.0.1", 0, KEY).detach())
+    listener.setblocking(False)
+    listener.errors = list(errors)
+    return listener
+
+
+async def test_a_connection_comes_with_its_address() -> None:
+    """As text, without the port."""
+    with listen("127.0.0.1", 0, KEY) as sock, connect(sock):
+        connection, address = await accept(sock)
+        connection.close()
+    assert address == "127.0.0.1"
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EHOSTUNREACH])
+async def test_a_connection_that_broke_while_it_waited_is_passed_over(number: int) -> None:
+    """The next one is served at once (accept(2))."""
+    with failing(number) as sock, connect(sock):
+        async with asyncio.timeout(sockets.ACCEPT_PAUSE_S):
+            connection, _ = await accept(sock)
+        connection.close()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_a_lack_of_resources_is_waited_out(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a pause, for an immediate retry would only burn the CPU."""
+    pauses: list[float] = []
+    real_sleep = asyncio.sleep
+
+    async def sleep(delay_s: float) -> None:
+        pauses.append(delay_s)
+        await real_sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with failing(number, number) as sock, connect(sock):
+        connection, _ = await accept(sock)
+        connection.close()
+    assert pauses == [sockets.ACCEPT_PAUSE_S] * 2
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.EINVAL, errno.ENOTSOCK])
+async def test_a_socket_that_does_not_listen_is_an_error(number: int) -> None:
+    """Trying again would never end."""
+    with failing(number) as sock, pytest.raises(OSError, match="so it goes"):
+        await accept(sock)
+
+
+# -- Addresses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("192.0.2.1", 5), "192.0.2.1:5"),
+        (("2001:db8::1", 5, 0, 0), "[2001:db8::1]:5"),
+        (("::ffff:192.0.2.1", 5, 0, 0), "192.0.2.1:5"),
+        (("::ffff:0:1", 5, 0, 0), "[::ffff:0:1]:5"),
+    ],
+)
+def test_addresses_are_written_as_the_original_writes_them(address: tuple[object, ...], text: str) -> None:
+    """IPv6 in brackets, a v4-mapped address as IPv4."""
+    assert format_address(address) == text
+
+
+def test_what_is_formatted_is_what_the_kernel_says() -> None:
+    """For a real socket."""
+    with listen("127.0.0.1", 0, KEY) as sock:
+        assert format_address(sock.getsockname()) == f"127.0.0.1:{sock.getsockname()[1]}"
