@@ -42,6 +42,8 @@ WRITE_HIGH_BYTES: Final = 256 * 1024
 WRITE_LOW_BYTES: Final = 64 * 1024
 # Control messages and pongs are written even above HIGH; a peer that makes us queue this much is not reading.
 WRITE_MAX_BYTES: Final = 16 * 1024 * 1024
+# What gathers in one turn of the event loop is written at the latest at this size: two full messages.
+WRITE_BATCH_BYTES: Final = 64 * 1024
 CLOSE_TIMEOUT_S: Final = 2.0  # RFC 6455 7.1.1: the closing handshake, before TCP is cut anyway
 # The library tells of every connection at INFO; ``nexus.logs`` raises this logger's level.
 WEBSOCKET_LOG: Final = logging.getLogger("nexus.websocket")
@@ -109,6 +111,9 @@ class Link(asyncio.BufferedProtocol):
         self._silent_s = 0.0
         self._step_s = 0.0
         self._backlog: list[bytes | RareFrame] = []
+        self._unwritten: list[Buffer] = []
+        self._unwritten_bytes = 0
+        self._loop = asyncio.get_running_loop()
         self._text: list[bytes] = []
         self._error = ""
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -182,9 +187,9 @@ class Link(asyncio.BufferedProtocol):
     def send_data(self, stream_id: bytes, payload: Buffer) -> None:
         """Send one data message of at most PAYLOAD_MAX_BYTES; call only while ``writable``."""
         if self._masker is None:
-            self.transport.writelines((data_header(stream_id, len(payload)), payload))
+            self._write(data_header(stream_id, len(payload)), payload)
         else:
-            self.transport.writelines(self._masker.data_frame(stream_id, payload))
+            self._write(*self._masker.data_frame(stream_id, payload))
 
     def send_message(self, message: bytes) -> None:
         """Send one small binary message (a control message), also above the high-water mark.
@@ -194,10 +199,9 @@ class Link(asyncio.BufferedProtocol):
         if self._closing or self.transport.is_closing():
             return
         if self._masker is None:
-            self.transport.write(frame_header(len(message)) + message)
+            self._write(frame_header(len(message)), message)
         else:
-            self.transport.write(self._masker.frame(message))
-        self._check_backlog()
+            self._write(self._masker.frame(message), b"")
 
     def send_text(self, text: str) -> None:
         """Send one text message; a no-op once the link is closing."""
@@ -261,6 +265,7 @@ class Link(asyncio.BufferedProtocol):
     def abort(self, error: str) -> None:
         """Cut the connection; ``error`` says why in the LinkEnd."""
         self._error = self._error or error
+        self._unwritten.clear()
         self._stop_sending()
         self.transport.abort()
 
@@ -427,21 +432,42 @@ class Link(asyncio.BufferedProtocol):
 
     # -- Writing ----------------------------------------------------------------------------------------------------
 
+    def _write(self, header: bytes, payload: Buffer) -> None:
+        """Gather what is sent in one turn of the event loop into one TLS record and one system call."""
+        if not self._unwritten:
+            self._loop.call_soon(self.write_out)
+        self._unwritten.append(header)
+        self._unwritten.append(payload)
+        self._unwritten_bytes += len(header) + len(payload)
+        if self._unwritten_bytes >= WRITE_BATCH_BYTES:
+            self.write_out()
+
+    def write_out(self) -> None:
+        """Write what was gathered in this turn of the event loop now rather than at its end."""
+        if not self._unwritten:
+            return
+        # Joined: a TLS write of its own for each small header costs more than the copy.
+        data = b"".join(self._unwritten)
+        self._unwritten.clear()
+        self._unwritten_bytes = 0
+        if self.transport.is_closing():
+            return
+        self.transport.write(data)
+        if self.transport.get_write_buffer_size() > WRITE_MAX_BYTES:
+            self.abort(f"the peer does not read: more than {WRITE_MAX_BYTES} bytes wait for it")
+
     def _flush(self) -> None:
+        """Send what the library wants sent, behind everything before it."""
         for data in self.websocket.data_to_send():
             if self.transport.is_closing():
                 return
             if data:
-                self.transport.write(data)
-            else:  # the library's sign for "half-close": with TLS that is a close
+                self._write(data, b"")
+            self.write_out()
+            if not data:  # the library's sign for "half-close": with TLS that is a close
                 self.transport.close()
-        self._check_backlog()
-
-    def _check_backlog(self) -> None:
-        if self.transport.get_write_buffer_size() > WRITE_MAX_BYTES:
-            self.abort(f"the peer does not read: more than {WRITE_MAX_BYTES} bytes wait for it")
 
     def _later(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
         if name in self._timers:
             self._timers[name].cancel()
-        self._timers[name] = asyncio.get_running_loop().call_later(delay_s, call)
+        self._timers[name] = self._loop.call_later(delay_s, call)

@@ -83,8 +83,6 @@ class GoClient:
         self.knows_credits = knows_credits
         self.heeds_level = True  # False: its pause never comes in time
         self.kills: list[str] = []
-        self.pauses = 0
-        self.ended: list[str] = []
         self.up = asyncio.Event()
         self.streams: dict[bytes, _ClientStream] = {}
         self._control: deque[bytes] = deque()
@@ -148,7 +146,6 @@ class GoClient:
             stream.to_local.append(payload)
             if self.heeds_level and len(stream.to_local) >= HIGH_WATER and not stream.pause_sent:
                 stream.pause_sent = True
-                self.pauses += 1
                 self._send(control("pause_stream", stream_id, reason="buffer_full"))
             self._notify(stream)
 
@@ -194,7 +191,6 @@ class GoClient:
         async with stream.changed:
             await stream.changed.wait_for(lambda: not stream.to_hub or stream.id not in self.streams)
         if self.streams.pop(stream.id, None) is not None:
-            self.ended.append("normal")
             self._send(control("disconnect", stream.id, reason="normal"))
 
     async def _to_local(self, stream: _ClientStream, writer: Writer) -> None:
@@ -311,7 +307,6 @@ class GoHub:
         self.knows_credits = knows_credits
         self.hub_port = 0
         self.port = 0
-        self.accepted: list[float] = []
         self.kills: list[str] = []
         self.events: list[str] = []
         self.reasons: list[str] = []
@@ -321,7 +316,6 @@ class GoHub:
         self.streams: dict[bytes, _HubStream] = {}
         self.up = asyncio.Event()
         self._session: ServerConnection | None = None
-        self._stop = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -339,14 +333,13 @@ class GoHub:
             self.port = public.sockets[0].getsockname()[1]
             self.up.set()
             try:
-                await self._stop.wait()
+                await asyncio.get_running_loop().create_future()  # until cancelled
             finally:
                 public.close()
 
     # -- Backends ---------------------------------------------------------------------------------------------------
 
     async def _backend(self, websocket: ServerConnection) -> None:
-        self.accepted.append(asyncio.get_running_loop().time())
         with contextlib.suppress(ConnectionClosed):
             await websocket.recv(decode=True)
             if self.reject_stage0:

@@ -146,7 +146,8 @@ class LinkHarness:
         return self
 
     def hear(self) -> list[object]:
-        """Let the peer take what the link wrote; return what it makes of it."""
+        """End the turn of the event loop; let the peer take what the link wrote, and return what it makes of it."""
+        self.link.write_out()
         self.peer.receive_data(self.transport.take())
         return list(self.peer.events_received())
 

@@ -14,6 +14,7 @@ from nexus.errors import RejectedError, RemoteProtocolError
 from nexus.link.connection import (
     CLOSE_TIMEOUT_S,
     RECEIVE_BUFFER_BYTES,
+    WRITE_BATCH_BYTES,
     WRITE_HIGH_BYTES,
     WRITE_LOW_BYTES,
     WRITE_MAX_BYTES,
@@ -229,11 +230,25 @@ async def test_data_and_control_messages_arrive_as_sent(server: bool) -> None:
     assert frames[3:] == [("binary", b"\x02{}"), ("ping", b"?")]
 
 
-async def test_a_data_message_is_one_write() -> None:
-    """Header and payload together: one system call, one TLS record."""
+async def test_what_is_sent_in_one_turn_is_one_write() -> None:
+    """Headers and payloads of several messages together: one system call, few TLS records."""
     harness = LinkHarness(server=True).open()
     before = harness.transport.writes
+    harness.link.send_message(b"\x02{}")
     harness.link.send_data(STREAM_ID, bytes(1000))
+    await asyncio.sleep(0)
+    assert harness.transport.writes == before + 1
+    assert [kind for kind, _ in harness.frames()] == ["binary", "binary"]
+
+
+async def test_a_full_batch_is_written_within_the_turn() -> None:
+    """What waits in a link is bounded even before the turn ends."""
+    harness = LinkHarness(server=True).open()
+    before = harness.transport.writes
+    for _ in range(2):
+        harness.link.send_data(STREAM_ID, bytes(WRITE_BATCH_BYTES // 2))
+    assert harness.transport.writes == before + 1
+    await asyncio.sleep(0)
     assert harness.transport.writes == before + 1
 
 
@@ -455,10 +470,12 @@ async def test_a_peer_that_does_not_read_is_cut_off_at_16_mib(what: str) -> None
     harness = LinkHarness(server=True).open()
     harness.transport.backlog = WRITE_MAX_BYTES
     harness.link.send_message(b"\x02{}")
+    harness.link.write_out()
     assert not harness.transport.aborted
     harness.transport.backlog += 1
     if what == "message":
         harness.link.send_message(b"\x02{}")
+        harness.link.write_out()
     else:
         harness.feed(frame(PING, b"", masked=True))
     assert harness.transport.aborted
