@@ -181,7 +181,7 @@ class BackendClient:
             if lived_s >= STABLE_SESSION_S:
                 self._backoff.reset()  # earlier refusals were over: this is the first of a new row
             return self._failed(_rejection(end))
-        delay_s = self._backoff.after_session(lived_s, self._rng)
+        delay_s = 0.0 if self._stop.done() else self._backoff.after_session(lived_s, self._rng)
         self._tell(EventKind.DISCONNECTED, str(end), delay_s)
         return delay_s
 

@@ -22,6 +22,7 @@ from websockets.server import ServerProtocol
 from nexus.errors import NexusError, RejectedError, RemoteProtocolError
 from nexus.protocol.constants import (
     CLOSE_GOING_AWAY,
+    CLOSE_POLICY,
     CLOSE_REASON_MAX_BYTES,
     HANDSHAKE_MESSAGE_MAX_BYTES,
     MESSAGE_MAX_BYTES,
@@ -42,6 +43,9 @@ WRITE_HIGH_BYTES: Final = 256 * 1024
 WRITE_LOW_BYTES: Final = 64 * 1024
 # Control messages and pongs are written even above HIGH; a peer that makes us queue this much is not reading.
 WRITE_MAX_BYTES: Final = 16 * 1024 * 1024
+# A token of 64 KiB in fragments of 4 KiB (the original's) is 16 frames, and pings come every few seconds; a stranger
+# may not keep us busy with empty fragments.
+HANDSHAKE_FRAMES_MAX: Final = 256
 # What gathers in one turn of the event loop is written at the latest at this size: two full messages.
 WRITE_BATCH_BYTES: Final = 64 * 1024
 CLOSE_TIMEOUT_S: Final = 2.0  # RFC 6455 7.1.1: the closing handshake, before TCP is cut anyway
@@ -103,6 +107,8 @@ class Link(asyncio.BufferedProtocol):
         self._view = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         self._end = 0
         self._head_done = False
+        self._in_session = False
+        self._handshake_frames = 0
         self._upgraded = False
         self._closing = False
         self._deaf = False
@@ -219,6 +225,7 @@ class Link(asyncio.BufferedProtocol):
 
     def start_session(self) -> None:
         """Bound messages as the session does; call once the handshake is over."""
+        self._in_session = True
         self._limit_messages(MESSAGE_MAX_BYTES)
 
     def keep_alive(self, interval_s: float, dead_after_s: float) -> None:
@@ -394,6 +401,13 @@ class Link(asyncio.BufferedProtocol):
 
     def _receive_rare(self, frame: RareFrame) -> None:
         websocket = self.websocket
+        if not self._in_session:
+            self._handshake_frames += 1
+            if self._handshake_frames > HANDSHAKE_FRAMES_MAX and websocket.state is State.OPEN:
+                websocket.fail(CLOSE_POLICY, "too many frames before the session")
+                self._fail(f"more than {HANDSHAKE_FRAMES_MAX} frames before the session")
+                self._flush()
+                return
         if frame.fragment_bytes is not None:
             websocket.current_size = frame.fragment_bytes
         websocket.receive_data(frame.raw)

@@ -13,6 +13,7 @@ from websockets.protocol import State
 from nexus.errors import RejectedError, RemoteProtocolError
 from nexus.link.connection import (
     CLOSE_TIMEOUT_S,
+    HANDSHAKE_FRAMES_MAX,
     RECEIVE_BUFFER_BYTES,
     WRITE_BATCH_BYTES,
     WRITE_HIGH_BYTES,
@@ -627,3 +628,22 @@ async def test_the_ticks_end_with_the_link(monkeypatch: pytest.MonkeyPatch) -> N
     assert ticks.pending is None
     harness.link.close()
     assert ticks.pending is None
+
+
+async def test_a_stranger_may_not_send_frames_without_end() -> None:
+    """Empty fragments of one text message cost no memory, but work: before the session they are counted."""
+    harness = LinkHarness(server=True).open()
+    harness.feed(frame(TEXT, b"", masked=True, fin=False))
+    harness.feed(frame(CONTINUATION, b"", masked=True, fin=False) * (HANDSHAKE_FRAMES_MAX - 1))
+    assert not harness.link.is_closing()
+    harness.feed(frame(CONTINUATION, b"", masked=True, fin=False))
+    assert harness.link.is_closing()
+    assert harness.frames()[-1][0] == "close"
+
+
+async def test_a_session_may_send_rare_frames_without_end() -> None:
+    """The bound is for strangers only."""
+    harness = LinkHarness(server=True).open()
+    harness.link.start_session()
+    harness.feed(frame(PING, b"", masked=True) * (2 * HANDSHAKE_FRAMES_MAX))
+    assert not harness.link.is_closing()
