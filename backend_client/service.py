@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 from backend_client.client import BackendClient, HealthChecks, Identity
 from backend_client.config import BackendConfig, ClientFile
@@ -15,11 +14,8 @@ from backend_client.providers import provider_for
 from backend_client.session import Forwarder
 from nexus.eventloop import on_stop_signal, run
 from nexus.link.endpoint import reset_undelivered
-from nexus.protocol.constants import CREDITS_BATCH
+from nexus.protocol.constants import WINDOW_MIN
 from nexus.tls.contexts import hub_client_context
-
-# A grant below a batch would never be renewed (the original deadlocks on it); twice a batch keeps the hub sending.
-WINDOW_MIN: Final = 2 * CREDITS_BATCH
 
 
 def clients_of(file: ClientFile, on_event: EventHandler | None) -> tuple[BackendClient, ...]:

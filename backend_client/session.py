@@ -17,7 +17,7 @@ from nexus.link.stream import Stream
 from nexus.protocol.constants import CREDITS_INITIAL, DIAL_TIMEOUT_S, FEATURE_DRAIN, FEATURES, NIL_STREAM_ID
 from nexus.protocol.messages import Control, credit_message, serialize_control, simple_message
 from nexus.protocol.reasons import Reason
-from nexus.protocol.window import ReceiveWindow, SendWindow
+from nexus.protocol.window import SendWindow
 
 _log = logging.getLogger("nexus.client")
 
@@ -185,13 +185,13 @@ class ClientSession:
         if info.transport != "tcp":
             session.send_control(simple_message("disconnect", control.stream_id, Reason.DIAL_FAILED))
             return
-        stream = Stream(session, control.stream_id, SendWindow(control.credits, paced=False))
+        window = SendWindow(control.credits, paced=False)
+        stream = Stream(session, control.stream_id, window, receive_window=self._forwarder.window)
         session.streams[stream.id] = stream
         self._forwarder.streams_total += 1
         stream.grants = control.credits > 0
         if stream.grants:
-            stream.receive_window = ReceiveWindow(self._forwarder.window)
-            session.send_control(credit_message(stream.id, self._forwarder.window))
+            session.send_control(credit_message(stream.id, stream.receive_window.size))
         self.stream_changed(stream, None)
         self._tasks.create_task(self._forwarder.serve(stream, info))
 

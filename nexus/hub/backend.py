@@ -12,7 +12,7 @@ from nexus.hub.registry import Registry
 from nexus.link.connection import Link, LinkEnd
 from nexus.link.session import EventHandlers, Session
 from nexus.link.stream import Stream
-from nexus.protocol.constants import CREDITS_INITIAL, FEATURE_DRAIN, FEATURES
+from nexus.protocol.constants import FEATURE_DRAIN, FEATURES
 from nexus.protocol.messages import Control, new_stream_id, serialize_control, simple_message
 from nexus.protocol.reasons import Reason, is_clean
 from nexus.protocol.window import SendWindow
@@ -67,7 +67,7 @@ class BackendSession:
             transport="tcp",
             hostname=route_key,
             is_tls=request.is_tls,
-            credits=CREDITS_INITIAL,
+            credits=stream.receive_window.size,
         )
         link.send_message(serialize_control(connect))
         return stream

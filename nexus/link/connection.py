@@ -116,6 +116,8 @@ class Link(asyncio.BufferedProtocol):
         self._heard = True
         self._silent_s = 0.0
         self._step_s = 0.0
+        self._pinged_at: float | None = None
+        self.round_trip_s: float | None = None
         self._backlog: list[bytes | RareFrame] = []
         self._unwritten: list[Buffer] = []
         self._unwritten_bytes = 0
@@ -215,6 +217,10 @@ class Link(asyncio.BufferedProtocol):
             self.websocket.send_text(text.encode())
             self._flush()
 
+    def now(self) -> float:
+        """Return the event loop's clock, in seconds."""
+        return self._loop.time()
+
     def ping(self, payload: bytes = b"") -> None:
         """Send a ping; a no-op once the link is closing."""
         if self.websocket.state is State.OPEN:
@@ -241,6 +247,7 @@ class Link(asyncio.BufferedProtocol):
         if self._silent_s >= dead_after_s:
             self.abort(f"no sign of life for {self._silent_s:.0f} s")
             return
+        self._pinged_at = self.now()
         self.ping()
         self._step_s = min(interval_s, dead_after_s - self._silent_s)
         self._later("keep-alive", self._step_s, lambda: self.keep_alive(interval_s, dead_after_s))
@@ -430,6 +437,9 @@ class Link(asyncio.BufferedProtocol):
 
     def _receive_event(self, frame: Frame) -> None:
         if frame.opcode is Opcode.PONG:
+            if not frame.data and self._pinged_at is not None:  # the answer to a ping of ``keep_alive``
+                self._note_round_trip(self.now() - self._pinged_at)
+                self._pinged_at = None
             self.owner.pong_received(bytes(frame.data))
         elif frame.opcode in {Opcode.TEXT, Opcode.CONT}:
             if frame.data:  # an endless row of empty fragments costs no memory
@@ -443,6 +453,10 @@ class Link(asyncio.BufferedProtocol):
                     self._fail("protocol violation: text is not UTF-8")
                     return
                 self.owner.text_received(text)
+
+    def _note_round_trip(self, round_trip_s: float) -> None:
+        """Keep the shortest: the others waited behind data, here or there."""
+        self.round_trip_s = min(round_trip_s, self.round_trip_s or round_trip_s)
 
     # -- Writing ----------------------------------------------------------------------------------------------------
 

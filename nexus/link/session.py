@@ -9,16 +9,27 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from nexus.errors import RemoteProtocolError
 from nexus.link.connection import Link, LinkEnd
 from nexus.link.stream import Stream
-from nexus.protocol.constants import DATA_HEADER_BYTES, FEATURE_HALF_CLOSE, KIND_CONTROL, KIND_DATA
+from nexus.protocol.constants import (
+    DATA_HEADER_BYTES,
+    FEATURE_HALF_CLOSE,
+    KIND_CONTROL,
+    KIND_DATA,
+    WINDOW_MAX,
+    WINDOW_MIN,
+)
 from nexus.protocol.messages import Control, parse_control, simple_message
 from nexus.protocol.reasons import Reason
+from nexus.protocol.window import ReceiveWindow
 
 _log = logging.getLogger("nexus.session")
+# What all streams of a session may have granted together, in messages: 512 MiB of full ones. Beyond it a new stream
+# gets WINDOW_MIN, 512 KiB.
+WINDOWS_MAX: Final = 16_384
 _PACE_PREFIX = b"pace:"
 
 EventHandlers = Mapping[str, Callable[[Control], None]]
@@ -62,6 +73,7 @@ class Session:
         self.features = frozenset(features)
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.window_messages = 0
         self.ended = False
         self._waiting: deque[Stream] = deque()
         self._turning = False
@@ -157,6 +169,24 @@ class Session:
             if not self._overflowing:
                 self.link.release()
 
+    def reserve_window(self, wanted: int) -> int:
+        """Return the first grant of a new stream: what it wants while the session's budget lasts, then WINDOW_MIN."""
+        size = wanted if self.window_messages + wanted <= WINDOWS_MAX else min(wanted, WINDOW_MIN)
+        self.window_messages += size
+        return size
+
+    def extend_window(self, window: ReceiveWindow, released: int) -> int:
+        """Double a window that holds its sender back, within the session's budget; return what to grant besides."""
+        round_trip_s = self.link.round_trip_s
+        if round_trip_s is None or not window.is_short(released, self.link.now(), round_trip_s):
+            return 0
+        more = min(window.size, WINDOW_MAX - window.size, WINDOWS_MAX - self.window_messages)
+        if more <= 0:
+            return 0
+        window.grow(more)
+        self.window_messages += more
+        return more
+
     def send_control(self, message: bytes) -> None:
         """Send one control message behind everything sent so far."""
         self.link.send_message(message)
@@ -175,7 +205,8 @@ class Session:
 
     def forget(self, stream: Stream, reason: str) -> None:
         """Drop a stream that ended."""
-        self.streams.pop(stream.id, None)
+        if self.streams.pop(stream.id, None) is not None:
+            self.window_messages -= stream.receive_window.size
         self._unpaced.pop(stream, None)
         self._paced.pop(stream, None)
         self.endpoint_drained(stream)

@@ -108,14 +108,22 @@ class Stream:
     )
 
     def __init__(
-        self, session: Session, stream_id: bytes, window: SendWindow, endpoint: Endpoint | None = None
+        self,
+        session: Session,
+        stream_id: bytes,
+        window: SendWindow,
+        endpoint: Endpoint | None = None,
+        receive_window: int = CREDITS_INITIAL,
     ) -> None:
-        """Start with ``window`` towards the peer and a first grant of CREDITS_INITIAL from it."""
+        """Start with ``window`` towards the peer; ``receive_window`` messages are asked for from it.
+
+        The caller grants the ``size`` that ``receive_window`` then has: a session with many streams gives less.
+        """
         self.session = session
         self.id = stream_id
         self.endpoint: Endpoint = endpoint or _Nowhere()
         self.send_window = window
-        self.receive_window = ReceiveWindow(CREDITS_INITIAL)
+        self.receive_window = ReceiveWindow(session.reserve_window(receive_window))
         self.grants = True
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -364,7 +372,8 @@ class Stream:
     def _grant(self) -> None:
         count = self.receive_window.release()
         if count and self.grants and not self.ended:
-            self.session.send_credits(credit_message(self.id, count))
+            more = self.session.extend_window(self.receive_window, count)
+            self.session.send_credits(credit_message(self.id, count + more))
 
     def _send_eof_now(self) -> None:
         self._eof_pending = False

@@ -20,6 +20,8 @@ NIL_STREAM_ID: Final = bytes(STREAM_ID_BYTES)  # RFC 9562 5.9: the nil UUID
 CREDITS_INITIAL: Final = 64  # original: first grant in either direction
 CREDITS_BATCH: Final = 8  # original: a receiver grants again after this many messages
 CREDITS_MAX: Final = 1 << 20  # original: defensive clamp of any grant
+WINDOW_MAX: Final = 512  # ours: a window grows with the need to 16 MiB, 1.3 Gbit/s over a round trip of 100 ms
+WINDOW_MIN: Final = 16  # ours: below a batch of 8 no grant would ever follow; two batches keep the sender going
 CREDITS_OVERSHOOT: Final = 64  # original: a client may exceed its grants by 8 + 1 + probes; the Go hub tolerates 64
 # Until the other side granted credits it may be an older program with a queue of 64 messages that asks for a pause at
 # 48. With at most this many messages not yet confirmed by a pong, its queue can never overflow: 48 + 8 + 8 = 64.

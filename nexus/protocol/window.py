@@ -67,16 +67,19 @@ class SendWindow:
 class ReceiveWindow:
     """How many messages the other side may still send, and when to grant more.
 
-    ``held`` counts messages taken from the wire for which no new credit was granted yet.
+    ``held`` counts messages taken from the wire for which no new credit was granted yet. The window starts at ``size``
+    and grows with the need: a sender that uses it up within a round trip is held back by it, and not by its own pace.
     """
 
-    __slots__ = ("batch", "held", "size")
+    __slots__ = ("_left", "_since", "batch", "held", "size")
 
     def __init__(self, size: int) -> None:
         """Start with ``size`` messages granted; a grant follows for every ``CREDITS_BATCH`` messages that left."""
         self.size = size
         self.batch = min(CREDITS_BATCH, size)
         self.held = 0
+        self._left = 0
+        self._since = 0.0
 
     def receive(self) -> None:
         """Account one message from the wire."""
@@ -89,3 +92,19 @@ class ReceiveWindow:
         count = self.held
         self.held = 0
         return count
+
+    def is_short(self, released: int, now: float, round_trip_s: float) -> bool:
+        """Note that ``released`` messages left; tell whether a whole window left within two round trips.
+
+        Two, because the counting starts anywhere between the grants of one round trip.
+        """
+        if now - self._since > 2 * round_trip_s:
+            self._since = now
+            self._left = 0
+        self._left += released
+        return self._left >= self.size
+
+    def grow(self, count: int) -> None:
+        """Enlarge the window; the caller grants ``count`` besides, and measures anew."""
+        self.size += count
+        self._left = 0

@@ -13,7 +13,7 @@ from nexus.link.stream import Stream
 from nexus.protocol.constants import CREDITS_INITIAL, DATA_HEADER_BYTES, FEATURES, KIND_CONTROL
 from nexus.protocol.framing import Buffer
 from nexus.protocol.messages import Control, parse_control
-from nexus.protocol.window import ReceiveWindow, SendWindow
+from nexus.protocol.window import SendWindow
 
 LOST = LinkEnd(1006, "", "the cable was cut")
 
@@ -53,6 +53,8 @@ class FakeLink:
         self.log: list[Sent] = []
         self.transport = FakeTransport()
         self.closing = False
+        self.round_trip_s: float | None = None
+        self.clock_s = 0.0
         self.on_release: Callable[[], None] = lambda: None
 
     def _put(self, kind: str, payload: bytes) -> None:
@@ -73,6 +75,9 @@ class FakeLink:
 
     def ping(self, payload: bytes = b"") -> None:
         self._put("ping", payload)
+
+    def now(self) -> float:
+        return self.clock_s
 
     def is_closing(self) -> bool:
         return self.closing
@@ -224,7 +229,7 @@ class Side:
 
     def dialling(self, number: int = 1, window: SendWindow | None = None) -> Stream:
         """Return a stream in the table that has no endpoint yet."""
-        stream = Stream(self.session, bytes([number]) * 16, window or SendWindow(CREDITS_INITIAL, paced=False))
+        stream = Stream(self.session, number.to_bytes(2, "little") * 8, window or SendWindow(CREDITS_INITIAL, paced=False))
         self.session.streams[stream.id] = stream
         return stream
 
@@ -270,8 +275,7 @@ class SessionPair:
         backend = SendWindow(CREDITS_INITIAL if self.credits_known else 0, paced=False)
         stream, at_backend = self.backend.open(number, backend, takes)
         if self.credits_known:
-            stream.receive_window = ReceiveWindow(CREDITS_INITIAL)
-            client.receive_credits(CREDITS_INITIAL)
+            client.receive_credits(stream.receive_window.size)
         else:
             stream.grants = client.grants = False
         self.streams.append((at_hub, at_backend))

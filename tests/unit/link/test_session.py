@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
+from nexus.link.session import WINDOWS_MAX
 from nexus.link.stream import Stream
 from nexus.protocol.constants import (
     CREDITS_INITIAL,
     NIL_STREAM_ID,
     PAYLOAD_MAX_BYTES,
     UNCREDITED_MAX,
+    WINDOW_MAX,
+    WINDOW_MIN,
 )
 from nexus.protocol.messages import Control, credit_message, id_text, serialize_control, simple_message
 from nexus.protocol.reasons import Reason
@@ -391,3 +394,63 @@ def test_buffered_bytes_are_those_of_the_link_and_of_all_endpoints() -> None:
         stream.receive(bytes(100))
     side.link.transport.waiting = 7
     assert side.session.buffered_bytes() == 207
+
+
+# -- Windows ----------------------------------------------------------------------------------------------------------
+
+
+def transfer(pair: SessionPair, messages: int) -> None:
+    """Send full messages from the service to the client, all within one round trip."""
+    at_backend = pair.streams[-1][1]
+    for _ in range(messages):
+        at_backend.stream.send(bytes(PAYLOAD_MAX_BYTES))
+        pair.settle()
+
+
+def test_a_window_grows_where_it_holds_its_sender_back() -> None:
+    """A long path needs more than 64 messages under way; a grant above that tells the sender."""
+    pair = SessionPair()
+    at_hub, _ = pair.open()
+    pair.hub.link.round_trip_s = 0.2
+    transfer(pair, CREDITS_INITIAL)
+    stream = at_hub.stream
+    assert stream.receive_window.size == 2 * CREDITS_INITIAL
+    granted = sum(control.credits for control in pair.hub.link.controls("resume_stream"))
+    assert granted == 2 * CREDITS_INITIAL
+    assert pair.streams[-1][1].stream.send_window.available == 2 * CREDITS_INITIAL
+
+
+def test_a_window_stays_where_the_round_trip_is_short_or_unknown() -> None:
+    """Nothing is gained by a larger one, and memory would be lost."""
+    for round_trip_s in (None, 0.0001):
+        pair = SessionPair()
+        at_hub, _ = pair.open()
+        pair.hub.link.round_trip_s = round_trip_s
+        for _ in range(CREDITS_INITIAL):
+            pair.hub.link.clock_s += 0.001
+            transfer(pair, 1)
+        assert at_hub.stream.receive_window.size == CREDITS_INITIAL
+
+
+def test_a_window_does_not_grow_beyond_its_bound() -> None:
+    """16 MiB a stream."""
+    pair = SessionPair()
+    at_hub, _ = pair.open()
+    pair.hub.link.round_trip_s = 1000.0
+    transfer(pair, 2 * WINDOW_MAX)
+    assert at_hub.stream.receive_window.size == WINDOW_MAX
+
+
+def test_many_streams_share_the_budget_of_their_session_and_give_it_back() -> None:
+    """Then new streams get little, and old ones do not grow."""
+    pair = SessionPair()
+    while pair.hub.session.window_messages + CREDITS_INITIAL <= WINDOWS_MAX:
+        pair.open()
+    late, _ = pair.open()
+    assert late.stream.receive_window.size == WINDOW_MIN
+    pair.hub.link.round_trip_s = 1000.0
+    transfer(pair, 2 * WINDOW_MIN)
+    assert late.stream.receive_window.size == WINDOW_MIN
+    for stream in tuple(pair.hub.session.streams.values()):
+        stream.close(Reason.RESET)
+    assert pair.hub.session.window_messages == 0

@@ -24,6 +24,8 @@ PINNED: dict[str, object] = {
     "CREDITS_BATCH": 8,
     "CREDITS_MAX": 1_048_576,
     "CREDITS_OVERSHOOT": 64,
+    "WINDOW_MAX": 512,
+    "WINDOW_MIN": 16,
     "UNCREDITED_MAX": 8,
     "CONNECT_PATH": "/connect",
     "NONCE_BYTES": 32,

@@ -264,3 +264,29 @@ def test_a_sender_is_always_granted_more_in_the_end(size: int, bursts: list[int]
         assert receiver.held <= receiver.size
         sender.grant(receiver.release())
         assert sender.can_send()
+
+
+# -- Windows that grow ------------------------------------------------------------------------------------------------
+
+
+def test_a_window_used_up_within_two_round_trips_is_short() -> None:
+    """That is what a sender looks like whom the window holds back."""
+    window = ReceiveWindow(16)
+    assert not window.is_short(8, now=10.0, round_trip_s=0.1)
+    assert window.is_short(8, now=10.15, round_trip_s=0.1)
+
+
+def test_a_window_used_up_more_slowly_is_long_enough() -> None:
+    """The count starts anew with each two round trips."""
+    window = ReceiveWindow(16)
+    assert not any(window.is_short(8, now=10.0 + 0.21 * turn, round_trip_s=0.1) for turn in range(20))
+
+
+def test_a_window_that_grew_is_measured_anew() -> None:
+    """What left through the smaller one says nothing about the larger one."""
+    window = ReceiveWindow(16)
+    assert window.is_short(16, now=1.0, round_trip_s=1.0)
+    window.grow(16)
+    assert window.size == 32
+    assert not window.is_short(16, now=1.0, round_trip_s=1.0)
+    assert window.is_short(16, now=1.0, round_trip_s=1.0)
