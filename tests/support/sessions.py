@@ -229,7 +229,9 @@ class Side:
 
     def dialling(self, number: int = 1, window: SendWindow | None = None) -> Stream:
         """Return a stream in the table that has no endpoint yet."""
-        stream = Stream(self.session, number.to_bytes(2, "little") * 8, window or SendWindow(CREDITS_INITIAL, paced=False))
+        stream = Stream(
+            self.session, number.to_bytes(2, "little") * 8, window or SendWindow(CREDITS_INITIAL, paced=False)
+        )
         self.session.streams[stream.id] = stream
         return stream
 

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from nexus.errors import TlsFileError
-from nexus.tls.certificates import CertificateFiles, read_certificate
 from nexus.sockets import accept
+from nexus.tls.certificates import CertificateFiles, read_certificate
 from nexus.tls.contexts import ALPN, ReloadingCertificate, hub_client_context, hub_server_context
 from nexus.tls.localca import PemPair, create_ca, issue
 
