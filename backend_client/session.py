@@ -54,7 +54,7 @@ class Forwarder:
                     lambda: SocketEndpoint(stream), target.host, target.port
                 )
         except (OSError, UnicodeError) as error:  # TimeoutError is one; a name that IDNA refuses is a UnicodeError
-            self._fail(stream, f"cannot reach {target}: {error or 'no answer'}")
+            self._fail(stream, f"cannot reach {target}: {str(error) or 'no answer'}")
             return
         stream.attach(endpoint)
 

@@ -59,6 +59,8 @@ class TcpListeners:
         self.budget = budget
         self.stats = ListenerStats()
         self.peeks: Peeks[ClientPeek] = Peeks(budget.concurrent, budget.concurrent_per_source)
+        # Refused clients that have not closed yet: a stranger chooses how long that takes, so they are bounded alike.
+        self.refused: Peeks[ClientPeek] = Peeks(budget.concurrent, budget.concurrent_per_source)
         self.connections = SourceCounter(UNBOUNDED, budget.connections_per_source)
         self._servers: list[asyncio.Server] = []
 
@@ -81,7 +83,7 @@ class TcpListeners:
 class ClientPeek(asyncio.BufferedProtocol):
     """A client's connection until it is known whom it wants; then another protocol takes the transport over."""
 
-    __slots__ = ("_absolute", "_listeners", "_port", "_prelude", "_source", "_timer", "_transport", "_view")
+    __slots__ = ("_absolute", "_client", "_listeners", "_port", "_prelude", "_source", "_timer", "_transport", "_view")
 
     def __init__(self, listeners: TcpListeners, port: int) -> None:
         """Peek for one of ``listeners``' ports."""
@@ -103,6 +105,7 @@ class ClientPeek(asyncio.BufferedProtocol):
         if not peer:  # it was reset before it was accepted
             self._refuse(RejectReason.CLIENT_GONE)
             return
+        self._client = format_address(peer)  # now: a loop may not find it any more after a reset
         self._source = source_key(str(peer[0]))
         now = asyncio.get_running_loop().time()
         if not listeners.connections.admit(self._source):
@@ -159,8 +162,7 @@ class ClientPeek(asyncio.BufferedProtocol):
 
     def _open(self, host: str | None, nameless: RejectReason, *, is_tls: bool, is_http: bool) -> None:
         self._leave()
-        peer = self._transport.get_extra_info("peername")
-        request = OpenRequest(host, is_tls, self._port, format_address(peer), nameless)
+        request = OpenRequest(host, is_tls, self._port, self._client, nameless)
         opened = self._listeners.dialer.open_stream(request)
         if isinstance(opened, Stream):
             self._splice(opened)
@@ -170,7 +172,7 @@ class ClientPeek(asyncio.BufferedProtocol):
             _log.debug("%s on port %d: %s %s", request.client, self._port, opened.reason.value, opened.host)
         if self._listeners.budget.answers:
             self._transport.write(answer(opened.reason, is_tls=is_tls, is_http=is_http))
-        finish(self._transport, eof_received=False, on_closed=self._release)
+        self._say_goodbye()
 
     def _splice(self, stream: Stream) -> None:
         endpoint = SocketEndpoint(stream, self._transport, on_closed=self._release)
@@ -178,7 +180,18 @@ class ClientPeek(asyncio.BufferedProtocol):
         stream.attach(endpoint)
         stream.send(bytes(self._prelude))
 
+    def _say_goodbye(self) -> None:
+        """Give a refused client time to read its answer, unless too many have it already."""
+        refused = self._listeners.refused
+        admitted, evicted = refused.admit(self, self._source, asyncio.get_running_loop().time())
+        finish(self._transport, eof_received=False, on_closed=self._release)
+        if evicted is not None:
+            reset(evicted._transport)  # noqa: SLF001 — one of this class
+        if not admitted:
+            reset(self._transport)
+
     def _release(self) -> None:
+        self._listeners.refused.leave(self)
         self._listeners.connections.release(self._source)
 
     def _refuse(self, reason: RejectReason) -> None:

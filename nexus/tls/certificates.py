@@ -91,20 +91,32 @@ def read_certificate(files: CertificateFiles) -> Certificate:
     key_pem, key_mode = _read(files.key_file)
     chain = _parse_chain(files.cert_file, chain_pem)
     key = _parse_key(files.key_file, key_pem)
-    _check_match(files, chain, key)
+    try:
+        _check_match(files, chain, key)
+        certificate = _describe(files, chain, key, key_is_exposed=bool(key_mode & _OTHERS_MAY_READ))
+    except (ValueError, UnsupportedAlgorithm):  # the library reads names, dates and public keys only when asked for them
+        raise TlsFileError(
+            f"{files.cert_file}: holds a certificate that cannot be read, or one for an unknown kind of key; "
+            "issue a new pair (RSA of 2048 bits or more, or ECDSA P-256)"
+        ) from None
+    load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate)  # scratch: OpenSSL's own opinion
+    return certificate
+
+
+def _describe(
+    files: CertificateFiles, chain: Sequence[x509.Certificate], key: PrivateKeyTypes, *, key_is_exposed: bool
+) -> Certificate:
     leaf = chain[0]
-    certificate = Certificate(
+    return Certificate(
         files=files,
         subject=leaf.subject.rfc4514_string(),
         names=_names(leaf),
         not_before=leaf.not_valid_before_utc.timestamp(),
         expires_at=leaf.not_valid_after_utc.timestamp(),
         key_algorithm=type(key).__name__.removesuffix("PrivateKey"),
-        key_is_exposed=bool(key_mode & _OTHERS_MAY_READ),
+        key_is_exposed=key_is_exposed,
         pem=_serialize(chain, key),
     )
-    load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate)  # scratch: OpenSSL's own opinion
-    return certificate
 
 
 def load_into(context: ssl.SSLContext, certificate: Certificate) -> None:
@@ -161,7 +173,7 @@ def _read(path: Path) -> tuple[bytes, int]:
 def _parse_chain(path: Path, pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         what = "is a private key, not a certificate" if b"PRIVATE KEY-----" in pem else "holds no readable certificate"
         raise TlsFileError(
             f"{path}: {what}; expected PEM text with -----BEGIN CERTIFICATE-----, the node's own certificate first"

@@ -12,7 +12,8 @@ from nexus.listeners.peeks import BURST_FACTOR, GRACE_S, Peeks
 
 SOURCES = ("192.0.2.1", "192.0.2.2", "2001:db8::/64")
 CAPS = st.integers(1, 4)
-ARRIVAL = st.tuples(st.sampled_from(SOURCES), st.sampled_from((0.0, 0.1, GRACE_S / 2, GRACE_S, 2 * GRACE_S)))
+PAUSES_S = (0.0, 0.125, GRACE_S / 2, GRACE_S, 2 * GRACE_S)  # exact in binary, so that sums of them are
+ARRIVAL = st.tuples(st.sampled_from(SOURCES), st.sampled_from(PAUSES_S))
 STEPS = st.lists(st.one_of(ARRIVAL, st.integers(0, 30)), max_size=200)
 
 

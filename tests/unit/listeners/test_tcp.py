@@ -116,7 +116,7 @@ async def listening(host: str = "127.0.0.1", **budget: Any) -> AsyncIterator[Set
             listeners.close()
             dialer.side.session.link_lost(LOST)
             await eventually(lambda: not listeners.connections.held, "every connection is given back")
-            assert len(listeners.peeks) == 0
+            assert len(listeners.peeks) == len(listeners.refused) == 0
 
 
 # -- Found ----------------------------------------------------------------------------------------------------------
@@ -322,6 +322,26 @@ async def test_a_client_without_an_address_is_gone_already() -> None:
     assert listeners.connections.held == 0
 
 
+def test_a_client_that_is_reset_behind_its_request_still_has_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop asks the kernel each time, which knows no address of a connection that was reset meanwhile."""
+
+    class Forgetful(_Peer):
+        asked = 0
+
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            self.asked += name == "peername"
+            return default if self.asked > 1 else super().get_extra_info(name, default)
+
+    _Clock(monkeypatch)
+    dialer = Dialer()
+    client = ClientPeek(TcpListeners(dialer, PeekBudget()), 443)
+    client.connection_made(Forgetful())
+    feed(client, b"GET / HTTP/1.1\r\nHost: x\r\n")
+    monkeypatch.setattr(ClientPeek, "_splice", lambda _self, _stream: None)
+    feed(client, b"\r\n")
+    assert [request.client for request in dialer.requests] == ["192.0.2.1:5"]
+
+
 # -- Time -----------------------------------------------------------------------------------------------------------
 
 DEADLINES: dict[str, tuple[dict[str, float], bytes]] = {
@@ -455,6 +475,27 @@ async def test_a_flood_of_fresh_clients_is_refused_far_above_the_cap(monkeypatch
         assert await third.rest() is None
         assert setup.rejected == {"overloaded": 1}
         assert setup.listeners.connections.held == 2
+
+
+async def test_refused_clients_that_stay_give_way_to_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger who is refused again and again and never closes holds no more descriptors than one who is silent."""
+    monkeypatch.setattr("nexus.listeners.peeks.GRACE_S", 0.0)
+    async with listening(concurrent=2) as setup:
+        clients = [await setup.connect(b"\x00") for _ in range(5)]
+        await eventually(lambda: setup.rejected == {"unrecognised": 5}, "all are refused")
+        await eventually(lambda: setup.listeners.connections.held == 2, "the older ones are closed")
+        assert len(setup.listeners.refused) == 2
+        assert await clients[4].rest() == b""
+
+
+async def test_a_flood_of_refused_clients_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far above the cap even a fresh one is reset at once."""
+    monkeypatch.setattr("nexus.listeners.peeks.BURST_FACTOR", 2)
+    async with listening(concurrent=1) as setup:
+        for count in range(1, 4):
+            await setup.connect(b"\x00")
+            await eventually(lambda: setup.rejected == {"unrecognised": count}, "it is refused")  # noqa: B023
+        await eventually(lambda: setup.listeners.connections.held == 2, "the third is gone")
 
 
 # -- End ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import ssl
 from collections.abc import Callable
@@ -92,6 +93,25 @@ def test_a_pair_is_described_by_its_leaf(files: CertificateFiles) -> None:
     assert found.key_algorithm == "EC"
     assert not found.key_is_exposed
     assert found.warnings(NOW) == ()
+
+
+def test_a_certificate_that_only_its_readers_refuse_is_an_error(files: CertificateFiles, tmp_path: Path) -> None:
+    """The library reads names, dates and public keys late: whatever it says then must not end a running hub."""
+    der = x509.load_pem_x509_certificate(files.cert_file.read_bytes()).public_bytes(serialization.Encoding.DER)
+    key_pem = files.key_file.read_bytes()
+    for old, new, what in (
+        (bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ce3d0209"), "unknown kind of key"),
+        (b"\x17\x0d", b"\x17\x0c", "holds"),  # a date that is too short
+        (bytes.fromhex("a003020102"), bytes.fromhex("a003020109"), "holds no readable certificate"),  # X.509 version 10
+    ):
+        assert old in der
+        broken = x509_pem(der.replace(old, new, 1))
+        assert what in refusal(write(tmp_path, (broken, key_pem)))
+
+
+def x509_pem(der: bytes) -> bytes:
+    """Write a certificate that no library would write."""
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
 
 
 def test_the_repr_shows_no_key(files: CertificateFiles) -> None:

@@ -1,0 +1,133 @@
+"""backend_client.service: what a client's file becomes, and running it until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from backend_client.client import BackendClient, HealthChecks
+from backend_client.config import Attestation, BackendConfig, ClientFile, FlowControl, PortMapping
+from backend_client.config import HealthChecks as HealthSettings
+from backend_client.events import Event, EventKind
+from backend_client.mapping import Target, route
+from backend_client.service import clients_of, run_clients, serve_clients
+from nexus.errors import TlsFileError
+from nexus.protocol.constants import CREDITS_BATCH
+from tests.support.clients import Events
+from tests.support.fake_hub import fake_hub
+from tests.support.hub import WAIT_S
+from tests.support.processes import Pki
+
+
+def backend(*addresses: str, **settings: object) -> BackendConfig:
+    """Return one backend of a file."""
+    usual = {
+        "name": "b",
+        "nexus_addresses": addresses or ("wss://one.example/connect", "wss://two.example/connect"),
+        "attestation": Attestation(hmac_secret="s" * 32),
+        "port_mappings": {443: PortMapping("127.0.0.1:8443", {"a.example.com": "127.0.0.1:8444"})},
+        "hostnames": ("a.example.com",),
+        "tcp_ports": (25,),
+        "weight": 3,
+    }
+    return BackendConfig(**{**usual, **settings})  # type: ignore[arg-type]
+
+
+async def one(**settings: object) -> BackendClient:
+    """Return the client of one backend with one address."""
+    (client,) = clients_of(ClientFile((backend("wss://one.example/connect", **settings),)), None)
+    return client
+
+
+async def test_there_is_one_client_for_each_backend_and_address() -> None:
+    """In the order of the file; those of one backend share a provider, so that one cache serves all."""
+    first, second, third = clients_of(ClientFile((backend(), backend("wss://three.example/connect"))), None)
+    assert [client.hub for client in (first, second, third)] == [
+        "wss://one.example/connect",
+        "wss://two.example/connect",
+        "wss://three.example/connect",
+    ]
+    assert first._tokens is second._tokens
+    assert first._tokens is not third._tokens
+
+
+async def test_the_settings_reach_their_places() -> None:
+    """Names, ports, weight, targets and health checks."""
+    client = await one(health_checks=HealthSettings(True, 7, 8))
+    identity, ports = client._identity, client._forwarder.ports
+    assert (identity.name, identity.hostnames, identity.tcp_ports, identity.weight) == (
+        "b",
+        ("a.example.com",),
+        (25,),
+        3,
+    )
+    assert route(ports, 443, "a.example.com") == Target("127.0.0.1", 8444)
+    assert route(ports, 443, "b.example.com") == Target("127.0.0.1", 8443)
+    assert client._health == HealthChecks(True, 7, 8)
+
+
+@pytest.mark.parametrize(("max_buffer", "window"), [(3, 2 * CREDITS_BATCH), (64, 64), (500, 500)])
+async def test_the_window_is_never_so_small_that_it_locks(max_buffer: int, window: int) -> None:
+    """The original deadlocks below a batch (W10)."""
+    client = await one(flow_control=FlowControl(2, 1, max_buffer))
+    assert client._forwarder.window == window
+
+
+async def test_a_ca_file_is_all_that_is_trusted(tmp_path: Path) -> None:
+    """One that cannot be used is an error before anything runs."""
+    pki = Pki.create(tmp_path)
+    client = await one(ca_file=str(pki.ca_file))
+    assert client._context is not None
+    assert client._context.cert_store_stats()["x509_ca"] == 1
+    with pytest.raises(TlsFileError):
+        await one(ca_file=str(tmp_path / "missing.pem"))
+
+
+async def test_clients_are_served_until_each_has_stopped() -> None:
+    """Side by side."""
+    events = Events()
+    async with fake_hub() as first, fake_hub() as second:
+        clients = clients_of(ClientFile((backend(first.url, second.url),)), events)
+        async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(serve_clients(clients))
+            for client in clients:
+                await client.wait_connected()
+            clients[0].stop()
+            await events.next(EventKind.STOPPED)
+            assert not serving.done()
+            clients[1].stop()
+    assert events.kinds.count(EventKind.STOPPED) == 2
+
+
+@pytest.fixture
+def _collector_is_restored() -> Iterator[None]:
+    """Running sets the collector for the whole process."""
+    threshold = gc.get_threshold()
+    yield
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_collector_is_restored")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_every_client(number: signal.Signals) -> None:
+    """They drain, and the call returns."""
+    events: list[Event] = []
+
+    def note(event: Event) -> None:
+        events.append(event)
+        if event.kind is EventKind.FAILED and len(events) == 2:
+            os.kill(os.getpid(), number)
+
+    def make() -> Sequence[BackendClient]:
+        addresses = ("ws://127.0.0.1:1/connect", "ws://127.0.0.1:2/connect")
+        return clients_of(ClientFile((backend(*addresses),)), note)
+
+    run_clients(make)
+    assert [event.kind for event in events].count(EventKind.STOPPED) == 2
