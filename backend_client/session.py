@@ -10,6 +10,7 @@ from typing import Final
 from backend_client.connection import Connection, StreamInfo
 from backend_client.mapping import PortMap, route
 from nexus.errors import NexusError
+from nexus.limits import LineBudget
 from nexus.link.connection import Link, LinkEnd
 from nexus.link.endpoint import SocketEndpoint, undelivered_bytes
 from nexus.link.session import EventHandlers, Session
@@ -38,6 +39,7 @@ class Forwarder:
         self.window = window
         self.dial_failures = 0
         self.streams_total = 0
+        self._failure_lines = LineBudget()
 
     async def serve(self, stream: Stream, info: StreamInfo) -> None:
         """Connect ``stream`` with its endpoint; every failure ends the stream visibly and never escapes."""
@@ -60,7 +62,8 @@ class Forwarder:
 
     def _fail(self, stream: Stream, why: str) -> None:
         self.dial_failures += 1
-        _log.warning("%s", why)
+        level = logging.WARNING if self._failure_lines.admit(stream.session.link.now()) else logging.DEBUG
+        _log.log(level, "%s", why)
         stream.close(Reason.DIAL_FAILED)
 
     async def _handle(self, handler: Handler, stream: Stream, info: StreamInfo) -> None:

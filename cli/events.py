@@ -41,5 +41,7 @@ def describe(event: Event) -> str:
 
 
 def log_event(event: Event) -> None:
-    """Log an event at the level its kind deserves."""
-    _log.log(_LEVELS.get(event.kind, logging.INFO), "%s: %s", event.hub, describe(event))
+    """Log an event at the level its kind deserves; a session that ends for good was ended on purpose."""
+    is_ours = event.kind is EventKind.DISCONNECTED and not event.retry_s
+    level = logging.INFO if is_ours else _LEVELS.get(event.kind, logging.INFO)
+    _log.log(level, "%s: %s", event.hub, describe(event))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import resource
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Final
@@ -12,6 +14,9 @@ from nexus.memory import keep_memory_low
 
 # The young generation is collected after so many new containers instead of 700: a relay makes few cycles.
 _GC_THRESHOLD: Final = 50_000
+# A connection takes a descriptor, and the usual soft limit of 1,024 only protects programs that use select(2). Go
+# raises it, too; 2^20 is Linux's own default for the most that anybody may have.
+_DESCRIPTORS_MAX: Final = 1 << 20
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -24,13 +29,22 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def run(main: Callable[[], Coroutine[object, object, None]]) -> None:
-    """Run ``main`` to its end on a new event loop, with the collector set for a process that serves."""
+    """Run ``main`` to its end on a new event loop, with collector and limits set for a process that serves."""
+    _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
         keep_memory_low(runner.get_loop())
         runner.run(main())
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit of its own; then the soft one stays
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def on_stop_signal(stop: Callable[[], None]) -> None:

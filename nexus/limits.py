@@ -1,6 +1,6 @@
-"""Counting by source: how many things of one kind a single client address, and all together, may hold.
+"""Counting what strangers cause: what one client address, and all together, may hold, and how often a log line.
 
-Strategy: a plain counter with two bounds, asked before something is admitted. An IPv6 source is its /64, the smallest
+Strategy: plain counters with bounds, asked before something is admitted. An IPv6 source is its /64, the smallest
 block a site gets (RFC 6177), so that one host cannot take 2^64 shares.
 """
 
@@ -11,6 +11,8 @@ from typing import Final
 
 UNBOUNDED: Final = -1
 _IPV6_PREFIX_BITS: Final = 64
+STRANGERS_LINES_MAX: Final = 20  # in each interval: enough to see what is wrong, a few GB a year at the worst
+STRANGERS_LINES_INTERVAL_S: Final = 10.0
 
 
 def source_key(address: str) -> str:
@@ -57,3 +59,22 @@ class SourceCounter:
         else:
             del self._by_source[source]
         self.held -= 1
+
+
+class LineBudget:
+    """How many log lines strangers may cause: the first few of each interval; the metrics count the rest."""
+
+    __slots__ = ("_left", "_since")
+
+    def __init__(self) -> None:
+        """Start with a full budget."""
+        self._since = float("-inf")
+        self._left = 0
+
+    def admit(self, now: float) -> bool:
+        """Tell whether one more line fits, at ``now`` in seconds of a clock that only rises."""
+        if now - self._since >= STRANGERS_LINES_INTERVAL_S:
+            self._since = now
+            self._left = STRANGERS_LINES_MAX
+        self._left -= 1
+        return self._left >= 0

@@ -17,7 +17,7 @@ from nexus.auth.grants import Grant, Policy, check_stage0, check_stage1
 from nexus.errors import AuthError, NexusError, RemoteProtocolError
 from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Registry
-from nexus.limits import SourceCounter, source_key
+from nexus.limits import LineBudget, SourceCounter, source_key
 from nexus.link.connection import CLOSE_TIMEOUT_S, WEBSOCKET_LOG, Link
 from nexus.link.inbox import Inbox
 from nexus.protocol.constants import (
@@ -69,6 +69,7 @@ class HubServer:
         self._policy = policy
         self._limits = limits
         self._pending = SourceCounter(limits.unauthenticated, limits.unauthenticated_per_source)
+        self._refusal_lines = LineBudget()
 
     @property
     def unauthenticated(self) -> int:
@@ -114,7 +115,8 @@ class HubServer:
         try:
             grant = await self._authenticate(link, inbox)
         except (NexusError, TimeoutError) as error:
-            _log.warning("refused a backend from %s: %s", address, error)
+            level = logging.WARNING if self._refusal_lines.admit(link.now()) else logging.DEBUG
+            _log.log(level, "refused a backend from %s: %s", address, error)
             link.close(CLOSE_POLICY, close_reason(str(error)))
             await asyncio.wait([link.lost], timeout=2 * CLOSE_TIMEOUT_S)
             return

@@ -94,7 +94,8 @@ def read_certificate(files: CertificateFiles) -> Certificate:
     try:
         _check_match(files, chain, key)
         certificate = _describe(files, chain, key, key_is_exposed=bool(key_mode & _OTHERS_MAY_READ))
-    except (ValueError, UnsupportedAlgorithm):  # the library reads names, dates and public keys only when asked for them
+    # The library reads names, dates and public keys only when asked for them.
+    except (ValueError, UnsupportedAlgorithm):
         raise TlsFileError(
             f"{files.cert_file}: holds a certificate that cannot be read, or one for an unknown kind of key; "
             "issue a new pair (RSA of 2048 bits or more, or ECDSA P-256)"

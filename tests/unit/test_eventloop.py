@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,49 @@ def test_running_sets_the_collector_and_returns_at_the_end() -> None:
     assert threshold == eventloop._GC_THRESHOLD
     assert isinstance(frozen, int)
     assert frozen > 0
+
+
+def test_running_raises_the_soft_limit_of_descriptors() -> None:
+    """A node would otherwise serve a thousand clients and no more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    seen: list[int] = []
+
+    async def main() -> None:
+        seen.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        run(main)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert seen == [before[1] if before[1] != resource.RLIM_INFINITY else eventloop._DESCRIPTORS_MAX]
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((1024, 4096), [(4096, 4096)]),
+        ((1024, resource.RLIM_INFINITY), [(1 << 20, resource.RLIM_INFINITY)]),
+        ((1024, 1 << 30), [(1 << 20, 1 << 30)]),
+        ((1 << 21, 1 << 30), []),
+        ((4096, 4096), []),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), []),
+    ],
+)
+def test_the_soft_limit_is_never_lowered(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], expected: list[tuple[int, int]]
+) -> None:
+    """Nor raised to where a child that closes them one by one would take for ever; a refusal changes nothing."""
+    asked: list[tuple[int, int]] = []
+
+    def refuse(_: int, wanted: tuple[int, int]) -> None:
+        asked.append(wanted)
+        raise ValueError("no")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    eventloop._raise_descriptor_limit()
+    assert asked == expected
 
 
 def test_what_main_raises_is_raised() -> None:

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexus.limits import UNBOUNDED, SourceCounter, source_key
+from nexus.limits import (
+    STRANGERS_LINES_INTERVAL_S,
+    STRANGERS_LINES_MAX,
+    UNBOUNDED,
+    LineBudget,
+    SourceCounter,
+    source_key,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +75,11 @@ def test_what_is_given_back_leaves_nothing_behind(steps: list[tuple[bool, str]])
             held.remove(source)
         assert counter.held == len(held)
         assert set(counter._by_source) == set(held)
+
+
+def test_strangers_cause_few_log_lines_in_each_interval() -> None:
+    """The first ones are told, whatever the clock says; so are those of the next interval."""
+    budget = LineBudget()
+    assert sum(budget.admit(5.0) for _ in range(1000)) == STRANGERS_LINES_MAX
+    assert not budget.admit(5.0 + STRANGERS_LINES_INTERVAL_S / 2)
+    assert sum(budget.admit(5.0 + STRANGERS_LINES_INTERVAL_S) for _ in range(1000)) == STRANGERS_LINES_MAX

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from nexus.auth.grants import Policy, check_stage1
 from nexus.hub import server as module
 from nexus.hub.server import HubLimits
+from nexus.limits import STRANGERS_LINES_MAX
 from nexus.link.connection import Link, LinkEnd
 from nexus.protocol.constants import FEATURES, HANDSHAKE_MESSAGE_MAX_BYTES, UPGRADE_HEAD_MAX_BYTES
 from tests.support.hub import HOST, NAME, WAIT_S, Backend, Hub, eventually, running_hub, token, verify
@@ -179,6 +180,17 @@ async def test_a_refused_backend_is_told_why(hub: Hub, case: str, caplog: pytest
     refusals = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert [record.getMessage().startswith("refused a backend from 127.0.0.1:") for record in refusals] == [True]
     await eventually(lambda: hub.server.unauthenticated == 0, "its place is free again")
+
+
+async def test_refusals_do_not_flood_the_log(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    """The first ones are warnings; a stranger who tries again and again fills no disk."""
+    caplog.set_level(logging.INFO)
+    for _ in range(STRANGERS_LINES_MAX + 3):
+        backend = await hub.dial()
+        await backend.websocket.send("no token")
+        await backend.closed()
+    assert hub.registry.totals.auth_failures == {"stage0": STRANGERS_LINES_MAX + 3}
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == STRANGERS_LINES_MAX
 
 
 @pytest.mark.parametrize("case", REFUSALS)

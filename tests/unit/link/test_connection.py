@@ -35,10 +35,6 @@ FIELDS = (
 )
 
 
-def status(harness: LinkHarness) -> bytes:
-    return harness.transport.take().partition(b"\r\n")[0]
-
-
 # -- Messages -------------------------------------------------------------------------------------------------------
 
 
