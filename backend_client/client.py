@@ -16,6 +16,7 @@ from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
 from backend_client.backoff import STABLE_SESSION_S, Backoff, FailureKind
+from backend_client.dial import open_socket
 from backend_client.events import Event, EventHandler, EventKind, Stats
 from backend_client.proxy import open_tunnel, proxy_for
 from backend_client.session import ClientSession, Forwarder
@@ -254,10 +255,10 @@ class BackendClient:
         async with _limit(DIAL_HUB_TIMEOUT_S, "no connection to the hub"):
             proxy = proxy_for(uri.host, uri.port, secure=uri.secure)
             if proxy is None:
-                await loop.create_connection(lambda: link, uri.host, uri.port, ssl=context, server_hostname=name)
+                sock = await open_socket(uri.host, uri.port)
             else:
                 sock = await open_tunnel(proxy, uri.host, uri.port, DIAL_HUB_TIMEOUT_S)
-                await loop.create_connection(lambda: link, sock=sock, ssl=context, server_hostname=name)
+            await loop.create_connection(lambda: link, sock=sock, ssl=context, server_hostname=name)
             try:
                 await link.opened
             except BaseException:
@@ -297,7 +298,7 @@ class BackendClient:
 
     def _failed(self, error: BaseException) -> float:
         self._failures += 1
-        self._last_error = str(error) or type(error).__name__
+        self._last_error = _words(error)
         kind = _failure_kind(error)
         delay_s = self._backoff.after_failure(kind, self._rng)
         if kind is FailureKind.REJECTED:
@@ -372,6 +373,16 @@ def _failure_kind(error: BaseException) -> FailureKind:
     if not isinstance(error, RejectedError):
         return FailureKind.TRANSIENT
     return FailureKind.of_http_status(error.http_status) if error.http_status else FailureKind.REJECTED
+
+
+def _words(error: BaseException) -> str:
+    """Return what to tell a person; a hub's certificate that is not trusted has two usual mends."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the hub's certificate is refused: {error.verify_message}; dial the hub by a name in its certificate, "
+            "and name a private CA (caFile, --ca-file)"
+        )
+    return str(error) or type(error).__name__
 
 
 class _Stopped(Exception):  # noqa: N818 — leaves the task group, is no error

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from backend_client.dial import open_socket
 from nexus.errors import NexusError
 
 RESPONSE_HEAD_MAX_BYTES: Final = 8 * 1024
@@ -113,7 +114,7 @@ async def open_tunnel(proxy_url: str, host: str, port: int, timeout_s: float) ->
         raise ProxyError(str(proxy), f"the host {host!r} cannot be asked for")
     try:
         async with asyncio.timeout(timeout_s):
-            sock = await _connect(proxy, timeout_s)
+            sock = await open_socket(proxy.host, proxy.port)
             try:
                 await _ask(sock, proxy, _authority(host, port))
             except BaseException:
@@ -126,29 +127,6 @@ async def open_tunnel(proxy_url: str, host: str, port: int, timeout_s: float) ->
     except (OSError, UnicodeError) as error:  # a name that IDNA refuses is a UnicodeError
         raise ProxyError(str(proxy), getattr(error, "strerror", None) or str(error)) from error
     return sock
-
-
-async def _connect(proxy: ProxyAddress, timeout_s: float) -> socket.socket:
-    """Connect to the first address of the proxy that answers; each has an equal share of the time."""
-    loop = asyncio.get_running_loop()
-    addresses = await loop.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
-    last_error: OSError = ConnectionError("the name has no address")
-    for family, kind, proto, _, address in addresses:
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(timeout_s / len(addresses)):
-                await loop.sock_connect(sock, address)
-        except OSError as error:
-            sock.close()
-            last_error = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise last_error
 
 
 async def _ask(sock: socket.socket, proxy: ProxyAddress, authority: str) -> None:

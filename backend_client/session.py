@@ -27,6 +27,7 @@ ACCEPTANCE_PING: Final = b"accepted?"
 # While draining, a stream on which nothing moved for so long is not waited for.
 DRAIN_IDLE_S: Final = 1.0
 _DRAIN_POLL_S: Final = 0.1
+_MAP_IT: Final = "add the node's port to portMappings (nexus expose: --port)"
 
 
 class Forwarder:
@@ -48,7 +49,7 @@ class Forwarder:
             return
         target = route(self.ports, info.port, info.hostname)
         if target is None:
-            self._fail(stream, f"no port mapping for port {info.port} and {info.hostname!r}")
+            self._fail(stream, f"no port mapping for port {info.port} and {info.hostname!r}; {_MAP_IT}")
             return
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):

@@ -45,7 +45,9 @@ class Inbox:
         return self._texts.popleft()
 
     def message_received(self, message: bytes) -> None:
-        """Binary has no place here."""
+        """Binary has no place here; what follows it must not be answered either."""
+        if self._link is not None:
+            self._link.hold()
         del message
         self._fail(RemoteProtocolError("a binary message came during the handshake"))
 

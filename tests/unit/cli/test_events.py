@@ -39,3 +39,13 @@ def test_levels_follow_the_kind(caplog: pytest.LogCaptureFixture, kind: EventKin
         log_event(Event(kind, HUB))
     assert [record.levelno for record in caplog.records] == [level]
     assert caplog.records[0].getMessage().startswith(HUB)
+
+
+@pytest.mark.parametrize(("retry_s", "level"), [(0.4, logging.WARNING), (0.0, logging.INFO)])
+def test_a_session_that_was_ended_on_purpose_is_no_warning(
+    caplog: pytest.LogCaptureFixture, retry_s: float, level: int
+) -> None:
+    """One that is to be replaced was lost."""
+    with caplog.at_level(logging.DEBUG, logger="nexus.client"):
+        log_event(Event(EventKind.DISCONNECTED, HUB, "closed with code 1001", retry_s))
+    assert [record.levelno for record in caplog.records] == [level]

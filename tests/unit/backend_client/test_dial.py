@@ -1,0 +1,74 @@
+"""backend_client.dial: names with several addresses, on real loopback sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from backend_client.dial import open_socket
+
+ON_BOTH_LOOPS = True
+Resolve = Callable[..., object]
+
+
+def listening() -> socket.socket:
+    """Return a socket that connections complete on, without anybody accepting them."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def resolving_to(*addresses: str) -> Resolve:
+    """Return a resolver that knows one name with these IPv4 addresses, and addresses as themselves."""
+
+    async def getaddrinfo(host: str, port: int, **_hints: object) -> object:
+        found = addresses if host == "hub.example" else (host,)  # uvloop asks for addresses, too
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    return getaddrinfo
+
+
+async def test_the_socket_is_connected_and_sends_small_writes_at_once() -> None:
+    """It is what a link or a tunnel needs."""
+    with listening() as server:
+        sock = await open_socket("127.0.0.1", server.getsockname()[1])
+        with sock:
+            assert sock.getpeername() == server.getsockname()
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert not sock.getblocking()
+
+
+async def test_an_address_that_refuses_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """127.0.0.2 answers with a reset, 127.0.0.1 accepts."""
+    with listening() as server:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolving_to("127.0.0.2", "127.0.0.1"))
+        with await open_socket("hub.example", server.getsockname()[1]) as sock:
+            assert sock.getpeername()[0] == "127.0.0.1"
+
+
+async def test_an_address_that_never_answers_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with IPv6 that leads nowhere: the second address is tried while the first one still is."""
+    loop = asyncio.get_running_loop()
+    connect = loop.sock_connect
+
+    async def hang_on_the_first(sock: socket.socket, address: tuple[str, int]) -> None:
+        if address[0] == "127.0.0.2":
+            await asyncio.Event().wait()
+        await connect(sock, address)
+
+    with listening() as server:
+        monkeypatch.setattr(loop, "getaddrinfo", resolving_to("127.0.0.2", "127.0.0.1"))
+        monkeypatch.setattr(loop, "sock_connect", hang_on_the_first)
+        async with asyncio.timeout(10):
+            with await open_socket("hub.example", server.getsockname()[1]) as sock:
+                assert sock.getpeername()[0] == "127.0.0.1"
+
+
+async def test_a_name_without_a_reachable_address_is_an_oserror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All attempts failed."""
+    with listening() as server:
+        port = server.getsockname()[1]
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolving_to("127.0.0.1", "127.0.0.2"))
+    with pytest.raises(OSError, match=r"[Cc]onnect|[Mm]ultiple"):
+        await open_socket("hub.example", port)
