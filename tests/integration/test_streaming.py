@@ -18,7 +18,7 @@ from websockets.asyncio.server import serve as serve_websocket
 
 from tests.integration.conftest import HOST, Chain
 from tests.support import wire
-from tests.support.processes import Client, Nginx, free_ports, scratch_directory
+from tests.support.processes import Client, Nginx, free_ports, scratch_directory, wait_for
 
 pytestmark = pytest.mark.programs
 
@@ -210,4 +210,5 @@ def test_an_upload_goes_on_after_the_services_end(chain: Chain, raw_service: Raw
         client.sendall(upload)
         client.shutdown(socket.SHUT_WR)
         chain.wait_until_quiet()
+        wait_for(lambda: len(received) == 2, "the service has read what the node no longer holds")
     assert b"".join(received) == head + upload

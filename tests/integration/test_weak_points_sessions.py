@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from nexus.auth.mint import Stage, TokenSpec, build_claims, mint_token
 from nexus.hub.server import HubLimits
 from nexus.protocol.constants import CLOSE_REASON_MAX_BYTES
 from nexus.tls.contexts import hub_client_context
+from tests.support import wire
 from tests.support.go_peers import GoHub, go_hub
 from tests.support.loopback import (
     HOST,
@@ -171,29 +172,48 @@ def _refuses(port: int) -> bool:
 
 async def test_a_node_that_may_not_wait_breaks_a_tail_visibly(directory: Path, pki: Pki) -> None:
     """W2, W32: an answer that the backend has finished and the user has not yet read ends in an RST, not in a FIN."""
-    async with serve(standard) as target, asyncio.timeout(WAIT_S):
-        with Node(directory, pki, shutdownGraceSeconds=0) as node:
-            async with (
-                local_client(node.hub_url, pki, {node.http_port: target}),
-                connection(node.http_port, slow=True) as (reader, writer),
-                asyncio.TaskGroup() as tasks,
-            ):
-                writer.write(head("GET", f"/bytes/{16 * MIB}"))
-                writer.write_eof()
-                finished = tasks.create_task(asyncio.to_thread(_wait_for_tail, node))
-                while not finished.done():
-                    assert await reader.read(16_384)
-                    await asyncio.sleep(0.001)
-                await asyncio.to_thread(node.stop)
-                with pytest.raises(ConnectionResetError):
-                    await drain_eof(reader)
+    async with serve(standard) as target:
+        with (
+            Node(directory, pki, shutdownGraceSeconds=0) as node,
+            Client(directory, node, {node.http_port: target}, HOST),
+        ):
+            await asyncio.to_thread(break_a_tail, node)
 
 
-def _wait_for_tail(node: Node) -> None:
-    """Wait until the node has all of the only stream, and its user has not."""
-    wait_for(lambda: node.metric("nexus_streams_opened_total") == 1, "the stream")
-    wait_for(lambda: node.metric("nexus_streams") == 0, "the end of the stream")
-    assert node.metric("nexus_buffered_bytes") > 0
+def break_a_tail(node: Node) -> None:
+    """Be the users, who read nothing: the first one finds out how much the node and the kernel take for such a user."""
+    with ask(node, f"/bytes/{32 * MIB}"):
+        taken = relayed_when_nothing_moves(node)
+    wait_for(lambda: not node.metric("nexus_streams"), "the end of the first stream")
+    # So much less that the backend finishes, and so little that the kernel cannot have taken it all.
+    with ask(node, f"/bytes/{taken - MIB}") as user:
+        wait_for(lambda: node.metric("nexus_streams_opened_total") == 2, "the second stream")
+        wait_for(lambda: not node.metric("nexus_streams"), "the end of the second stream")
+        assert node.metric("nexus_buffered_bytes") > 0
+        node.stop()
+        with pytest.raises(ConnectionResetError):
+            wire.read_to_end(user)
+
+
+@contextlib.contextmanager
+def ask(node: Node, path: str) -> Iterator[socket.socket]:
+    """Send a whole request, FIN included, from a user with a small receive buffer."""
+    with wire.connect(node.http_port, receive_buffer_bytes=65_536) as user:
+        user.sendall(head("GET", path))
+        user.shutdown(socket.SHUT_WR)
+        yield user
+
+
+def relayed_when_nothing_moves(node: Node) -> int:
+    """Return the bytes relayed to users, once many looks in a row have shown the same while a stream waits."""
+    seen: list[float] = []
+
+    def settled() -> bool:
+        seen.append(node.metric('nexus_relayed_bytes_total{direction="to_clients"}'))
+        return len(seen) > 25 and len(set(seen[-25:])) == 1 and node.metric("nexus_streams_paused") == 1
+
+    wait_for(settled, "nothing moves")
+    return int(seen[-1])
 
 
 # -- The client goes away ---------------------------------------------------------------------------------------------
