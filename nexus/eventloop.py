@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import resource
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Final
@@ -40,6 +39,10 @@ def run(main: Callable[[], Coroutine[object, object, None]]) -> None:
 
 
 def _raise_descriptor_limit() -> None:
+    try:
+        import resource  # noqa: PLC0415 — optional on some platforms
+    except ImportError:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS_MAX)
     if soft != resource.RLIM_INFINITY and soft < wanted:

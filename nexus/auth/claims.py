@@ -24,9 +24,6 @@ from typing import TypeVar
 
 from nexus.errors import AuthError
 
-CLOSE_REASON_MAX_BYTES = 123
-"""RFC 6455 section 5.5: a control frame holds 125 bytes, two of which are the close code."""
-
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1  # the original's integers have 64 bits
 
 _T = TypeVar("_T")
@@ -107,14 +104,6 @@ def parse_date(payload: Mapping[str, object], name: str) -> int | None:
     Source: RFC 7519 section 2 (NumericDate); spec backend-protocol 3.1.
     """
     return _optional(payload, name, _date)
-
-
-def close_reason(text: str) -> str:
-    """Cut ``text`` to what fits the close frame, at a character boundary; text that is no Unicode gets ``?`` for it.
-
-    Source: RFC 6455 section 5.5.1; spec backend-protocol 3.4.
-    """
-    return text.encode("utf-8", "replace")[:CLOSE_REASON_MAX_BYTES].decode("utf-8", "ignore")
 
 
 def _optional(payload: Mapping[str, object], name: str, read: Callable[[object, str], _T]) -> _T | None:

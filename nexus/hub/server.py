@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from websockets.server import ServerProtocol
 
-from nexus.auth.claims import Claims, close_reason, parse_claims
+from nexus.auth.claims import Claims, parse_claims
 from nexus.auth.grants import Grant, Policy, check_stage0, check_stage1
 from nexus.errors import AuthError, NexusError, RemoteProtocolError
 from nexus.hub.backend import BackendSession
@@ -117,7 +117,7 @@ class HubServer:
         except (NexusError, TimeoutError) as error:
             level = logging.WARNING if self._refusal_lines.admit(link.now()) else logging.DEBUG
             _log.log(level, "refused a backend from %s: %s", address, error)
-            link.close(CLOSE_POLICY, close_reason(str(error)))
+            link.close(CLOSE_POLICY, str(error))
             await asyncio.wait([link.lost], timeout=2 * CLOSE_TIMEOUT_S)
             return
         backend = BackendSession(link, grant, self._registry, address)

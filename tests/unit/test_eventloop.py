@@ -98,6 +98,12 @@ def test_the_soft_limit_is_never_lowered(
     assert asked == expected
 
 
+def test_a_platform_without_such_limits_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to raise."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    eventloop._raise_descriptor_limit()
+
+
 def test_what_main_raises_is_raised() -> None:
     """Nothing is swallowed on the way."""
 

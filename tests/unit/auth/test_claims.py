@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.auth.claims import CLOSE_REASON_MAX_BYTES, Claims, UdpRoute, close_reason, parse_claims, parse_date
+from nexus.auth.claims import Claims, UdpRoute, parse_claims, parse_date
 from nexus.errors import AuthError
 
 _FULL: dict[str, object] = {
@@ -152,28 +152,3 @@ def test_hostile_json_raises_auth_errors_alone(payload: dict[str, object]) -> No
 def test_fractions_of_dates_are_cut(value: object, expected: int | None) -> None:
     """Dates count whole seconds, cut towards zero."""
     assert parse_date({"nbf": value}, "nbf") == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", ""),
-        ("short", "short"),
-        ("x" * CLOSE_REASON_MAX_BYTES, "x" * CLOSE_REASON_MAX_BYTES),
-        ("x" * (CLOSE_REASON_MAX_BYTES + 1), "x" * CLOSE_REASON_MAX_BYTES),
-        ("x" * (CLOSE_REASON_MAX_BYTES - 1) + "é", "x" * (CLOSE_REASON_MAX_BYTES - 1)),
-        ("x" * (CLOSE_REASON_MAX_BYTES - 3) + "😀", "x" * (CLOSE_REASON_MAX_BYTES - 3)),
-        ("a\ud800b", "a?b"),
-    ],
-)
-def test_a_close_reason_is_cut_between_characters(text: str, expected: str) -> None:
-    """A longer reason would keep the close frame from being sent at all."""
-    assert close_reason(text) == expected
-
-
-@given(st.text(st.characters()))
-def test_a_close_reason_always_fits(text: str) -> None:
-    """It is a prefix of the text and fits the frame."""
-    reason = close_reason(text)
-    assert len(reason.encode()) <= CLOSE_REASON_MAX_BYTES
-    assert text.encode("utf-8", "replace").decode().startswith(reason)
