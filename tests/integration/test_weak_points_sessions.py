@@ -187,7 +187,7 @@ def break_a_tail(node: Node) -> None:
     wait_for(lambda: not node.metric("nexus_streams"), "the end of the first stream")
     # Less, so that the backend finishes; if the kernel takes less this time, the second user reads a little, each time
     # from full buffers. So the tail is long in any case.
-    with ask(node, f"/bytes/{taken - MIB}") as user:
+    with ask(node, f"/bytes/{taken - MIB // 4}") as user:
         wait_for(lambda: node.metric("nexus_streams_opened_total") == 2, "the second stream")
         while relayed_when_nothing_moves(node) and node.metric("nexus_streams"):
             assert user.recv(MIB // 4)
