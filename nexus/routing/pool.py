@@ -88,10 +88,6 @@ class Pool(Generic[M]):
             return member
         return next((other for other in self._ring_from(position) if other not in exclude), None)
 
-    def candidates(self) -> tuple[M, ...]:
-        """Return all members in the order to try them: the one whose turn it is, then the ring. Takes one turn."""
-        return tuple(self._ring_from(self._turn())) if self._entries else ()
-
     def members(self) -> tuple[M, ...]:
         """Return all members in ring order, without taking a turn."""
         return tuple(entry.member for entry in self._entries)

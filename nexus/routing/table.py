@@ -78,11 +78,6 @@ class RouteTable(Generic[M]):
         pool = self._ports.get(f"{transport}:{port}")
         return pool.select(exclude) if pool is not None else None
 
-    def lookup_members(self, host: str) -> tuple[M, ...]:
-        """Return every member that serves a normalised name, in the order to try them. Takes one turn of the pool."""
-        pool = self._host_pool(host)
-        return pool.candidates() if pool is not None else ()
-
     def port_members(self, transport: Transport, port: int) -> tuple[M, ...]:
         """Return every member that claims a port, in no particular order and without taking a turn."""
         pool = self._ports.get(f"{transport}:{port}")
@@ -91,10 +86,6 @@ class RouteTable(Generic[M]):
     def routes(self) -> tuple[str, ...]:
         """Return every key with a member, as peers are told: names, ``*`` + suffix, and port keys."""
         return tuple(self._announced())
-
-    def keys_of(self, member: M) -> tuple[str, ...]:
-        """Return the keys ``member`` claims, in the order it claimed them; empty when it claims none."""
-        return self._claims.get(member, ())
 
     def __len__(self) -> int:
         """Return the number of keys somebody serves."""

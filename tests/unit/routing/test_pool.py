@@ -100,7 +100,6 @@ def test_an_empty_pool_selects_nobody() -> None:
     """None is a value, not an error."""
     pool: Pool[int] = Pool()
     assert pool.select() is None
-    assert pool.candidates() == ()
     assert len(pool) == 0
 
 
@@ -146,13 +145,3 @@ def test_an_excluded_member_is_replaced_by_the_next_in_the_ring() -> None:
     assert pool.select(exclude={0, 1}) == 2
     assert pool.select(exclude={0, 1, 2}) is None
     assert _pool(1).select(exclude={0}) is None
-
-
-@given(_WEIGHTS)
-def test_candidates_are_all_members_from_the_one_whose_turn_it_is(weights: list[int]) -> None:
-    """The first candidate is what select would have picked, and nobody is missing or doubled."""
-    pool, twin = _pool(*weights), _pool(*weights)
-    for _ in range(5):
-        candidates = pool.candidates()
-        assert candidates[0] == twin.select()
-        assert sorted(candidates) == list(range(len(weights)))
