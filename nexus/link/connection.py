@@ -10,23 +10,21 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final, Protocol, cast
 
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from nexus.errors import NexusError, RejectedError, RemoteProtocolError
+from nexus.errors import NexusError, RemoteProtocolError
+from nexus.link.upgrade import Upgrade
 from nexus.protocol.constants import (
     CLOSE_GOING_AWAY,
     CLOSE_POLICY,
     CLOSE_REASON_MAX_BYTES,
     HANDSHAKE_MESSAGE_MAX_BYTES,
     MESSAGE_MAX_BYTES,
-    UPGRADE_HEAD_MAX_BYTES,
 )
 from nexus.protocol.framing import Buffer, FrameReader, Masker, RareFrame, data_header, frame_header
 
@@ -51,7 +49,6 @@ WRITE_BATCH_BYTES: Final = 64 * 1024
 CLOSE_TIMEOUT_S: Final = 2.0  # RFC 6455 7.1.1: the closing handshake, before TCP is cut anyway
 # The library tells of every connection at INFO; ``nexus.logs`` raises this logger's level.
 WEBSOCKET_LOG: Final = logging.getLogger("nexus.websocket")
-_HEAD_END: Final = b"\r\n\r\n"
 _ABNORMAL: Final = 1006  # RFC 6455 7.4.1: no close frame was received
 _INVALID_TEXT: Final = 1007
 
@@ -100,16 +97,14 @@ class Link(asyncio.BufferedProtocol):
         self.writable = True
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.lost: asyncio.Future[LinkEnd] = asyncio.get_running_loop().create_future()
-        self._path = path
+        self._upgrade = Upgrade(websocket, path)
         self._is_server = isinstance(websocket, ServerProtocol)
         self._masker = None if self._is_server else Masker(apply_mask)
         self._reader = FrameReader(masked=self._is_server, apply_mask=apply_mask)
         self._view = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         self._end = 0
-        self._head_done = False
         self._in_session = False
         self._handshake_frames = 0
-        self._upgraded = False
         self._closing = False
         self._deaf = False
         self._held = False
@@ -146,7 +141,7 @@ class Link(asyncio.BufferedProtocol):
         """Take what arrived."""
         self._end += nbytes
         self._heard = True
-        if self._upgraded:
+        if self._upgrade.done:
             self._receive_frames()
         else:
             self._receive_head()
@@ -174,14 +169,15 @@ class Link(asyncio.BufferedProtocol):
         self._closing = self._deaf = True
         self.writable = False
         self._backlog.clear()
-        self._receive_eof()
+        self._upgrade.receive_eof()
         received = self.websocket.close_rcvd
         end = LinkEnd(
             received.code if received else _ABNORMAL,
             received.reason if received else "",
             self._error or (str(exc) if exc else ""),
         )
-        self._fail_upgrade(RemoteProtocolError(f"the connection ended during the upgrade: {end}"))
+        ended = RemoteProtocolError(f"the connection ended during the upgrade: {end}")
+        self._fail_upgrade(self._upgrade.failure or ended)
         if not self.lost.done():  # a waiter that was cancelled took the future with it
             self.lost.set_result(end)
         self.owner.link_lost(end)
@@ -300,76 +296,22 @@ class Link(asyncio.BufferedProtocol):
         self.websocket.max_message_size = limit
 
     def _receive_head(self) -> None:
-        """Hand the head of the HTTP upgrade, exactly, to the library; then the codec takes over, or a body follows."""
-        if not self._head_done:
-            found = bytes(self._view[: self._end]).find(_HEAD_END)
-            stop = found + len(_HEAD_END) if found >= 0 else self._end
-            if stop > UPGRADE_HEAD_MAX_BYTES:
-                self._refuse_large_head()
+        upgrade = self._upgrade
+        while self._end and not upgrade.done and upgrade.failure is None:
+            used = upgrade.receive(self._view, self._end)
+            if not used:
                 return
-            if found < 0:
-                return
-            self._head_done = True
-            self._feed_http(stop)
-        if self._upgraded:
-            self._receive_frames()
-        elif self._end and not self.transport.is_closing():
-            self._feed_http(self._end)
-
-    def _feed_http(self, stop: int) -> None:
-        websocket = self.websocket
-        part = bytes(self._view[:stop])
-        self._consume(stop)
-        websocket.receive_data(part)
-        for event in websocket.events_received():
-            if isinstance(event, Request):
-                self._answer(event)
-            elif isinstance(event, Response):
-                self._judge(event)
+            self._consume(used)
         self._flush()
-        if self._upgraded:
+        if upgrade.failure is not None:
+            self._fail_upgrade(upgrade.failure)
+            self._end = 0
+            self._stop_sending()
+            self.transport.close()
+        elif upgrade.done:
             if not self.opened.done():
                 self.opened.set_result(None)
-        elif websocket.handshake_exc is not None or websocket.eof_sent:
-            self._refuse(str(websocket.handshake_exc or "the request was refused"))
-
-    def _receive_eof(self) -> None:
-        """Let an HTTP answer whose body ends with the connection still be judged."""
-        if self._upgraded or self.websocket.reader.eof:
-            return
-        self.websocket.receive_eof()
-        for event in self.websocket.events_received():
-            if isinstance(event, Response):
-                self._judge(event)
-
-    def _refuse_large_head(self) -> None:
-        why = f"the HTTP head is longer than {UPGRADE_HEAD_MAX_BYTES} bytes"
-        if isinstance(self.websocket, ServerProtocol):
-            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            self.websocket.send_response(self.websocket.reject(status, f"{why}.\n"))
-            self._flush()
-        self._refuse(why)
-
-    def _answer(self, request: Request) -> None:
-        websocket = cast(ServerProtocol, self.websocket)
-        if request.path.partition("?")[0] != self._path:
-            response = websocket.reject(HTTPStatus.NOT_FOUND, f"Backends connect to {self._path}.\n")
-        else:
-            response = websocket.accept(request)
-        websocket.send_response(response)
-        self._upgraded = websocket.state is State.OPEN
-
-    def _judge(self, response: Response) -> None:
-        self._upgraded = self.websocket.state is State.OPEN
-        if not self._upgraded and response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            status = f"{response.status_code} {response.reason_phrase}".strip()
-            self._fail_upgrade(RejectedError(f"the hub answered HTTP {status} instead of 101", response.status_code))
-
-    def _refuse(self, why: str) -> None:
-        self._fail_upgrade(RemoteProtocolError(f"the upgrade failed: {why}"))
-        self._end = 0
-        self._stop_sending()
-        self.transport.close()
+            self._receive_frames()
 
     def _fail_upgrade(self, error: NexusError) -> None:
         if not self.opened.done():
