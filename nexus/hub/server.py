@@ -124,6 +124,9 @@ class HubServer:
         link.start_session()
         link.keep_alive(HUB_PING_INTERVAL_S, HUB_DEAD_AFTER_S)
         _log.info("session of %s: weight %d, routes %s", backend.name, grant.weight, ", ".join(grant.route_keys))
+        if grant.reauth_interval_s:
+            what = "asks for re-authentication, which this version does not serve: it is never asked again"
+            _log.warning("the token of %s %s", backend.name, what)
         link.release()
 
     async def _upgrade(self, connection: socket.socket, link: Link) -> None:
