@@ -12,7 +12,8 @@ from backend_client.mapping import PortMap, route
 from nexus.errors import NexusError
 from nexus.limits import LineBudget
 from nexus.link.connection import Link, LinkEnd
-from nexus.link.endpoint import SocketEndpoint, undelivered_bytes
+from nexus.link.endpoint import SocketEndpoint
+from nexus.link.quiet import wait_until_quiet
 from nexus.link.session import EventHandlers, Session
 from nexus.link.stream import Stream
 from nexus.protocol.constants import CREDITS_INITIAL, DIAL_TIMEOUT_S, FEATURE_DRAIN, FEATURES, NIL_STREAM_ID
@@ -24,9 +25,6 @@ _log = logging.getLogger("nexus.client")
 
 Handler = Callable[[Connection], Awaitable[None]]
 ACCEPTANCE_PING: Final = b"accepted?"
-# While draining, a stream on which nothing moved for so long is not waited for.
-DRAIN_IDLE_S: Final = 1.0
-_DRAIN_POLL_S: Final = 0.1
 _MAP_IT: Final = "add the node's port to portMappings (nexus expose: --port)"
 
 
@@ -116,10 +114,7 @@ class ClientSession:
         session = self.session
         if FEATURE_DRAIN in session.features:
             session.send_control(serialize_control(Control("drain", NIL_STREAM_ID)))
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        while not session.ended and loop.time() < deadline and self._busy(loop.time()):  # noqa: ASYNC110 — no event tells it
-            await asyncio.sleep(_DRAIN_POLL_S)
+        await wait_until_quiet(session.streams.values, timeout_s, is_over=lambda: session.ended)
         if not session.ended:
             session.end_all(Reason.SHUTDOWN)
             session.link.close(reason="the backend stops")
@@ -134,11 +129,6 @@ class ClientSession:
             elif asked is None and idle_s >= inactivity_s:
                 self._asked[stream] = now
                 self.session.send_control(simple_message("ping_client", stream.id))
-
-    def _busy(self, now: float) -> bool:
-        # All are asked, not only the first busy one: each answer also notes what moved.
-        idle = [stream.idle_s(now) for stream in self.session.streams.values()]
-        return bool(undelivered_bytes()) or min(idle, default=DRAIN_IDLE_S) < DRAIN_IDLE_S
 
     # -- Role -------------------------------------------------------------------------------------------------------
 

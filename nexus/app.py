@@ -26,6 +26,7 @@ from nexus.hub.server import HubLimits, HubServer
 from nexus.limits import UNBOUNDED
 from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered, undelivered_bytes
+from nexus.link.quiet import wait_until_quiet
 from nexus.listeners.tcp import PeekBudget, TcpListeners
 from nexus.sockets import format_address, listen
 from nexus.tls.certificates import CertificateFiles
@@ -38,9 +39,6 @@ CERTIFICATE_WATCH_S: Final = 10.0
 _SWEEP_SHARE: Final = 0.1
 _SWEEP_MIN_S: Final = 0.2
 _SWEEP_MAX_S: Final = 5.0
-# While stopping, a stream on which nothing moved for so long is not waited for.
-_BUSY_S: Final = 1.0
-_STOP_POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,20 +200,12 @@ class Node:
     async def _end(self) -> None:
         """Take nothing new, let what moves go on for the grace period, then say goodbye to the backends."""
         self._listeners.close()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._config.shutdown_grace_s
-        while loop.time() < deadline and self._is_busy(loop.time()):  # noqa: ASYNC110 — no event tells it
-            await asyncio.sleep(_STOP_POLL_S)
+        await wait_until_quiet(self.registry.streams, self._config.shutdown_grace_s)
         links = [backend.session.link for backend in self.registry.sessions]
         for link in links:
             link.close(reason="the node stops")
         if links:
             await asyncio.wait([link.lost for link in links], timeout=2 * CLOSE_TIMEOUT_S)
-
-    def _is_busy(self, now: float) -> bool:
-        # All are asked, not only the first busy one: each answer also notes what moved.
-        idle = [stream.idle_s(now) for stream in self.registry.streams()]
-        return bool(undelivered_bytes()) or min(idle, default=_BUSY_S) < _BUSY_S
 
 
 def run_node(config: NodeConfig, on_ready: OnReady | None = None) -> None:

@@ -276,6 +276,7 @@ class Link(asyncio.BufferedProtocol):
         """Cut the connection; ``error`` says why in the LinkEnd."""
         self._error = self._error or error
         self._unwritten.clear()
+        self._unwritten_bytes = 0
         self._stop_sending()
         self.transport.abort()
 

@@ -82,13 +82,6 @@ class Session:
         self._pace_number = 0
         self._pace_due = False
         self._overflowing: set[Stream] = set()
-        self._events: EventHandlers = {
-            "disconnect": self._on_disconnect,
-            "pause_stream": self._on_pause,
-            "resume_stream": self._on_resume,
-            "half_close": self._on_half_close,
-            **role.events,
-        }
 
     # -- Link owner -------------------------------------------------------------------------------------------------
 
@@ -191,10 +184,6 @@ class Session:
         """Send one control message behind everything sent so far."""
         self.link.send_message(message)
 
-    def send_credits(self, message: bytes) -> None:
-        """Grant credits."""
-        self.link.send_message(message)
-
     def send_eof(self, stream: Stream) -> bool:
         """Tell the peer that the stream's endpoint sent its last byte; return whether it knows how to take that."""
         if FEATURE_HALF_CLOSE in self.features:
@@ -248,31 +237,30 @@ class Session:
         except RemoteProtocolError as error:
             _log.warning("dropped a control message: %s", error)
             return
-        handler = self._events.get(control.event)
-        if handler is not None:
-            handler(control)
-
-    def _on_disconnect(self, control: Control) -> None:
+        role_handler = self.role.events.get(control.event)
+        if role_handler is not None:
+            role_handler(control)
+            return
+        stream_handler = _STREAM_EVENTS.get(control.event)
         stream = self.streams.get(control.stream_id)
-        if stream is not None:
-            stream.receive_disconnect(control.reason)
-
-    def _on_pause(self, control: Control) -> None:
-        stream = self.streams.get(control.stream_id)
-        if stream is not None:
-            stream.receive_pause()
-
-    def _on_resume(self, control: Control) -> None:
-        stream = self.streams.get(control.stream_id)
-        if stream is not None:
-            stream.receive_credits(control.credits)
-
-    def _on_half_close(self, control: Control) -> None:
-        stream = self.streams.get(control.stream_id)
-        if stream is not None and FEATURE_HALF_CLOSE in self.features:
-            stream.receive_eof()
+        if stream_handler is not None and stream is not None:
+            stream_handler(stream, control)
 
     def end_all(self, reason: Reason) -> None:
         """Break every stream, telling the peer why."""
         for stream in list(self.streams.values()):
             stream.close(reason)
+
+
+def _on_half_close(stream: Stream, _control: Control) -> None:
+    if FEATURE_HALF_CLOSE in stream.session.features:
+        stream.receive_eof()
+
+
+# What an event of both roles means for its stream; one for a stream that is not here any more means nothing.
+_STREAM_EVENTS: Final[Mapping[str, Callable[[Stream, Control], None]]] = {
+    "disconnect": lambda stream, control: stream.receive_disconnect(control.reason),
+    "pause_stream": lambda stream, _control: stream.receive_pause(),
+    "resume_stream": lambda stream, control: stream.receive_credits(control.credits),
+    "half_close": _on_half_close,
+}

@@ -373,7 +373,7 @@ class Stream:
         count = self.receive_window.release()
         if count and self.grants and not self.ended:
             more = self.session.extend_window(self.receive_window, count)
-            self.session.send_credits(credit_message(self.id, count + more))
+            self.session.send_control(credit_message(self.id, count + more))
 
     def _send_eof_now(self) -> None:
         self._eof_pending = False

@@ -22,8 +22,6 @@ from nexus.protocol.constants import DATA_HEADER_BYTES, KIND_DATA, MESSAGE_MAX_B
 Buffer: TypeAlias = bytes | bytearray | memoryview
 ApplyMask: TypeAlias = Callable[[Buffer, bytes | bytearray], bytes]
 
-FRAME_HEADER_MAX_BYTES: Final = 14  # RFC 6455 5.2: 2 + 8 bytes of length + 4 of mask
-
 _FIN: Final = 0x80
 _CONTINUATION: Final = 0x00
 _TEXT: Final = 0x01
@@ -31,7 +29,6 @@ _BINARY: Final = 0x02
 _OPCODES: Final = frozenset({_CONTINUATION, _TEXT, _BINARY, 0x08, 0x09, 0x0A})  # RFC 6455 11.8: the rest is reserved
 _MASKED: Final = 0x80
 _LENGTH_16: Final = 126
-_LENGTH_64: Final = 127
 _UNPACK_16: Final = struct.Struct("!H").unpack_from
 _UNPACK_64: Final = struct.Struct("!Q").unpack_from
 _PACK_SMALL: Final = struct.Struct("!BBB16s").pack

@@ -29,6 +29,7 @@ from nexus.document.addresses import parse_host_port
 from nexus.errors import ConfigError, TlsFileError
 from nexus.limits import UNBOUNDED
 from nexus.link import endpoint as endpoints
+from nexus.link import quiet
 from nexus.tls.contexts import hub_client_context
 from tests.support.hub import HOST, NAME, WAIT_S, Backend, eventually
 from tests.support.processes import SECRET, Pki
@@ -415,8 +416,8 @@ async def test_a_stream_on_which_nothing_moves_is_not_waited_for(
     pki: Pki, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its client sees it broken, not ended (design 6), long before the grace period is over."""
-    monkeypatch.setattr(app, "_BUSY_S", 0.01)
-    monkeypatch.setattr(app, "_STOP_POLL_S", 0.005)
+    monkeypatch.setattr(quiet, "IDLE_S", 0.01)
+    monkeypatch.setattr(quiet, "POLL_S", 0.005)
     async with running(pki, config(shutdownGraceSeconds=3600)) as it:
         backend = await it.backend()
         reader, _ = await it.client(REQUEST)

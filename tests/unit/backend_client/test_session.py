@@ -20,6 +20,7 @@ from backend_client.events import EventKind
 from backend_client.session import ClientSession, Forwarder
 from nexus.errors import StreamReset
 from nexus.limits import STRANGERS_LINES_MAX
+from nexus.link import quiet
 from nexus.link.connection import Link
 from nexus.protocol.constants import CREDITS_OVERSHOOT, FEATURE_DRAIN, FEATURE_HALF_CLOSE, FEATURES
 from nexus.protocol.messages import Control, serialize_control
@@ -442,8 +443,8 @@ async def test_a_busy_stream_is_waited_for(service: Service) -> None:
 
 async def test_an_idle_stream_is_not_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is ended with ``shutdown`` long before the drain time is over (W6)."""
-    monkeypatch.setattr(module, "DRAIN_IDLE_S", 0.01)
-    monkeypatch.setattr(module, "_DRAIN_POLL_S", 0.005)
+    monkeypatch.setattr(quiet, "IDLE_S", 0.01)
+    monkeypatch.setattr(quiet, "POLL_S", 0.005)
     async with connected(forwarder({443: service.target}), drain_timeout_s=3600) as it:
         await it.session.connect(ID)
         await service.accept()
