@@ -123,7 +123,7 @@ class Node:
 
     # -- Start ------------------------------------------------------------------------------------------------------
 
-    def _verify(self, token: str, now: float) -> Mapping[str, object]:
+    async def _verify(self, token: str, now: float) -> Mapping[str, object]:
         return verify_token(token, self._secrets, now, require_expiry=self._config.require_token_expiry)
 
     def _bind(

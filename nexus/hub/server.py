@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from websockets.server import ServerProtocol
@@ -35,8 +35,8 @@ from nexus.sockets import accept, format_address
 
 _log = logging.getLogger("nexus.hub")
 
-VerifyToken = Callable[[str, float], Mapping[str, object]]
-"""Returns the claims of a token at a unix time, or raises AuthError."""
+VerifyToken = Callable[[str, float], Awaitable[Mapping[str, object]]]
+"""Returns the claims of a token at a unix time, or raises AuthError; may ask somebody else and so take its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class HubServer:
                 text = await inbox.next_text()
         except TimeoutError:
             raise TimeoutError(f"no token within {timeout_s:g} s") from None
-        return parse_claims(self._verify(handshake.receive_text(text), time.time()))
+        return parse_claims(await self._verify(handshake.receive_text(text), time.time()))
 
     def _check_subject(self, grant: Grant) -> None:
         limit = self._limits.sessions_per_subject

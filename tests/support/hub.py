@@ -31,7 +31,7 @@ NAME = "backend-7"
 HOST = "app.example.com"
 
 
-def verify(token: str, now: float) -> Mapping[str, object]:
+async def verify(token: str, now: float) -> Mapping[str, object]:
     """Check a token as a node with SECRET does."""
     return verify_token(token, (SECRET.encode(),), now)
 

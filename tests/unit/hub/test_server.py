@@ -342,10 +342,10 @@ async def test_a_bug_in_the_check_ends_one_connection_and_is_logged(pki: Pki, ca
     """The hub goes on, nothing is left open."""
     healthy = False
 
-    def check(text: str, now: float) -> Mapping[str, object]:
+    async def check(text: str, now: float) -> Mapping[str, object]:
         if not healthy:
             raise RuntimeError("a bug")
-        return verify(text, now)
+        return await verify(text, now)
 
     async with running_hub(pki, check=check) as hub:
         backend = await hub.dial()
