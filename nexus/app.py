@@ -39,6 +39,9 @@ CERTIFICATE_WATCH_S: Final = 10.0
 _SWEEP_SHARE: Final = 0.1
 _SWEEP_MIN_S: Final = 0.2
 _SWEEP_MAX_S: Final = 5.0
+# Ports whose protocols let the server speak first: FTP, SSH, Telnet, SMTP, POP3, NNTP, IMAP, submission, MySQL, Sieve,
+# VNC (IANA service names), and 2222 and 2525, where SSH and SMTP stand when their own ports are taken.
+SERVER_FIRST_PORTS: Final = frozenset({21, 22, 23, 25, 110, 119, 143, 587, 2222, 2525, 3306, 4190, 5900})
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,4 +251,6 @@ def _peek_budget(config: NodeConfig) -> PeekBudget:
         concurrent_per_source=config.max_concurrent_peeks_per_source,
         connections_per_source=config.max_connections_per_source or UNBOUNDED,
         answers=config.unrouted_close == "answer",
+        claim_wait_s=config.port_claim_wait_s,
+        server_first=frozenset(config.server_first_ports) or SERVER_FIRST_PORTS,
     )

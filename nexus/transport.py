@@ -29,3 +29,6 @@ class Dialer(Protocol):
 
     def open_stream(self, request: OpenRequest) -> Stream | Reject:
         """Return a stream without endpoint, already announced to its backend, or why there is none; never blocks."""
+
+    def claims_port(self, port: int) -> bool:
+        """Tell whether a client of this TCP port is served although it names no host."""

@@ -142,6 +142,13 @@ NODE_KEYS: tuple[Field, ...] = (
         minimum=UNBOUNDED,
     ),
     _count("maxConnectionsPerSource", "client connections per source address; 0 = unlimited"),
+    _ports(
+        "serverFirstPorts",
+        "claimed ports on which the server speaks first, so that no client is waited for; empty = the usual ones "
+        "(21, 22, 23, 25, 110, 119, 143, 587, 2222, 2525, 3306, 4190, 5900), [0] = none",
+        minimum=0,
+    ),
+    _seconds("portClaimWaitSeconds", "how long a client of any other claimed port may stay silent", 3),
     _count("maxUnauthenticatedSessions", "sessions whose backend is not yet authenticated", 256),
     _count("maxUnauthenticatedSessionsPerSource", "such sessions of one source address", 32),
     Field(

@@ -74,6 +74,8 @@ class NodeConfig:
     unrouted_close: str
     max_concurrent_peeks_per_source: int
     max_connections_per_source: int
+    server_first_ports: tuple[int, ...]
+    port_claim_wait_s: int
     max_unauthenticated_sessions: int
     max_unauthenticated_sessions_per_source: int
     shutdown_grace_s: int

@@ -85,6 +85,10 @@ class Registry:
                 return stream
             tried.add(decision.member)
 
+    def claims_port(self, port: int) -> bool:
+        """Tell whether a backend has claimed this TCP port."""
+        return bool(self.table.port_members("tcp", port))
+
     def streams(self) -> Iterator[Stream]:
         """Iterate over a snapshot of all streams."""
         for backend in tuple(self.sessions):

@@ -1,4 +1,8 @@
-"""A public TCP port: accept, peek within bytes and time, open a stream, splice."""
+"""A public TCP port: accept, peek within bytes and time, open a stream, splice.
+
+A client that names no host is served by the port's claim where there is one: at once when its first bytes are neither
+TLS nor HTTP, without peeking on a server-first port, else when it stayed silent for ``claim_wait_s``.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,8 @@ class PeekBudget:
     concurrent_per_source: int = 32
     connections_per_source: int = UNBOUNDED
     answers: bool = True
+    claim_wait_s: float = 3
+    server_first: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -111,6 +117,9 @@ class ClientPeek(asyncio.BufferedProtocol):
         if not listeners.connections.admit(self._source):
             self._refuse(RejectReason.OVERLOADED)
             return
+        if self._port in listeners.budget.server_first and listeners.dialer.claims_port(self._port):
+            self._open(None, RejectReason.NO_NAME)
+            return
         admitted, evicted = listeners.peeks.admit(self, self._source, now)
         if evicted is not None:
             evicted.give_up(RejectReason.OVERLOADED)
@@ -119,7 +128,7 @@ class ClientPeek(asyncio.BufferedProtocol):
             self._refuse(RejectReason.OVERLOADED)
             return
         self._absolute = now + listeners.budget.absolute_max_s
-        self._wait_until(min(now + listeners.budget.first_byte_s, self._absolute))
+        self._wait(now, listeners.budget.first_byte_s)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Offer the shared buffer."""
@@ -132,17 +141,16 @@ class ClientPeek(asyncio.BufferedProtocol):
         self._prelude += self._view[:nbytes]
         seen = peek(self._prelude, seen=before)
         if seen is PeekStatus.NEED_MORE:
-            now = asyncio.get_running_loop().time()
-            self._wait_until(min(now + self._listeners.budget.idle_extension_s, self._absolute))
+            self._wait(asyncio.get_running_loop().time(), self._listeners.budget.idle_extension_s)
         elif isinstance(seen, Peeked):
-            self._open(seen.host, RejectReason.NO_NAME, is_tls=seen.kind == "tls", is_http=seen.kind == "http")
+            self._open(seen.host, RejectReason.NO_NAME, spoke=seen.kind, is_tls=seen.kind == "tls")
         else:
-            is_tls = self._prelude[0] == _TLS_HANDSHAKE
-            self._open(None, _UNDECIDED[seen], is_tls=is_tls, is_http=seen is PeekStatus.TOO_LARGE)
+            spoke = "tls" if self._prelude[0] == _TLS_HANDSHAKE else "http" if seen is PeekStatus.TOO_LARGE else ""
+            self._open(None, _UNDECIDED[seen], spoke=spoke)
 
     def eof_received(self) -> bool:
-        """A client that ends before it said anything useful is gone."""
-        self.give_up(RejectReason.CLIENT_GONE)
+        """A client that ends before it named a host is gone, but to a port's claim its end is only its end."""
+        self._without_name(RejectReason.CLIENT_GONE, eof=True)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -160,25 +168,37 @@ class ClientPeek(asyncio.BufferedProtocol):
             self._listeners.connections.release(self._source)
             self._refuse(reason)
 
-    def _open(self, host: str | None, nameless: RejectReason, *, is_tls: bool, is_http: bool) -> None:
+    def _open(
+        self, host: str | None, nameless: RejectReason, *, spoke: str = "", is_tls: bool = False, eof: bool = False
+    ) -> None:
+        """Open a stream for whom is wanted; ``spoke``: what to answer a refusal in; ``eof``: nothing follows."""
         self._leave()
         request = OpenRequest(host, is_tls, self._port, self._client, nameless)
         opened = self._listeners.dialer.open_stream(request)
         if isinstance(opened, Stream):
-            self._splice(opened)
+            self._splice(opened, eof=eof)
             return
         self._count(opened)
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s on port %d: %s %s", request.client, self._port, opened.reason.value, opened.host)
         if self._listeners.budget.answers:
-            self._transport.write(answer(opened.reason, is_tls=is_tls, is_http=is_http))
+            self._transport.write(answer(opened.reason, is_tls=spoke == "tls", is_http=spoke == "http"))
         self._say_goodbye()
 
-    def _splice(self, stream: Stream) -> None:
+    def _without_name(self, nameless: RejectReason, *, eof: bool = False) -> None:
+        """Give a client of which nothing more is to be read to the port's claim, or give it up."""
+        if self._timer is not None and self._listeners.dialer.claims_port(self._port):
+            self._open(None, nameless, eof=eof)
+        else:
+            self.give_up(nameless)
+
+    def _splice(self, stream: Stream, *, eof: bool) -> None:
         endpoint = SocketEndpoint(stream, self._transport, on_closed=self._release)
         self._transport.set_protocol(endpoint)
         stream.attach(endpoint)
         stream.send(bytes(self._prelude))
+        if eof:
+            endpoint.eof_received()
 
     def _say_goodbye(self) -> None:
         """Give a refused client time to read its answer, unless too many have it already."""
@@ -213,10 +233,14 @@ class ClientPeek(asyncio.BufferedProtocol):
         self._listeners.peeks.leave(self)
         return True
 
-    def _wait_until(self, when: float) -> None:
+    def _wait(self, now: float, patience_s: float) -> None:
+        """Read on for so long; on a claimed port nobody needs to say whom they want, so that is not waited out."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._listeners.dialer.claims_port(self._port):
+            patience_s = min(patience_s, self._listeners.budget.claim_wait_s)
+        when = min(now + patience_s, self._absolute)
         self._timer = asyncio.get_running_loop().call_at(when, self._time_out)
 
     def _time_out(self) -> None:
-        self.give_up(RejectReason.TIMEOUT)
+        self._without_name(RejectReason.TIMEOUT)

@@ -6,8 +6,8 @@ when the chosen member cannot take the stream it asks again with that member exc
 the same member, so the retries end.
 
 A name that was read decides alone: if nobody serves it the connection is refused, and a port claim is no second
-choice. A connection without a name is the only one a port claim may serve; ``_without_host`` is the place for that
-rule, and carries ``nameless`` so that the refusal still says why no name was found.
+choice. A connection without a name is the only one a port claim may serve, whatever the reason is why none was read:
+``nameless`` carries it, so that a refusal still says why, and ``CLAIMABLE`` holds those for which a claim is tried.
 
 ``RejectReason`` holds every reason to refuse a client before a stream exists, including those the listener finds by
 itself (too many peeks, a client that goes away), so that logs and metrics have one list.
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Container, Hashable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from nexus.hostnames import normalize
 from nexus.routing.table import RouteTable
@@ -47,12 +47,19 @@ class RejectReason(Enum):
     """Nobody serves the name, or nobody is left to try."""
 
 
+CLAIMABLE: Final = frozenset(
+    {RejectReason.NO_NAME, RejectReason.UNRECOGNISED, RejectReason.TIMEOUT, RejectReason.CLIENT_GONE}
+)
+"""Why no name was read, where a port claim may serve the connection. A hello or head that is too large may well have
+one, which nobody looked at, so it is refused as in the original."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToBackend(Generic[M]):
     """Open a stream on ``member``.
 
-    ``route_key`` is the name that matched, normalised; ``local_port`` the port the client connected to. Both, and
-    ``is_tls``, go into the ``connect`` message.
+    ``route_key`` is the name that matched, normalised, or ``tcp:<port>``; ``local_port`` the port the client connected
+    to. Both, and ``is_tls``, go into the ``connect`` message.
     """
 
     member: M
@@ -82,16 +89,13 @@ def decide(
 
     ``host`` is the SNI or Host as peeked, normalised or not; None or blank when there was none, and then ``nameless``
     says why. ``exclude`` holds the members that already failed this connection. Takes one turn of the pool that
-    serves the name. Source: spec node-and-mesh 4.7.
+    serves the name or the port. Source: spec node-and-mesh 4.5, 4.7.
     """
     name = normalize(host) if host else ""
-    if not name:
-        return _without_host(nameless)
-    member = table.lookup_host(name, exclude)
-    if member is None:
-        return Reject(RejectReason.NO_BACKEND, name)
-    return ToBackend(member, name, is_tls, local_port)
-
-
-def _without_host(nameless: RejectReason) -> Reject:
-    return Reject(nameless)
+    if name:
+        member = table.lookup_host(name, exclude)
+        rejected = Reject(RejectReason.NO_BACKEND, name)
+    else:
+        member = table.lookup_port("tcp", local_port, exclude) if nameless in CLAIMABLE else None
+        rejected = Reject(nameless)
+    return rejected if member is None else ToBackend(member, name or f"tcp:{local_port}", is_tls, local_port)

@@ -8,115 +8,27 @@ import http.client
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from nexus.link import endpoint as endpoints
-from nexus.link.stream import Stream
 from nexus.listeners.answers import UNRECOGNIZED_NAME_ALERT, answer
 from nexus.listeners.tcp import ClientPeek, PeekBudget, TcpListeners
 from nexus.peek import CLIENT_HELLO_MAX_BYTES, HTTP_HEAD_MAX_BYTES
 from nexus.protocol.constants import PAYLOAD_MAX_BYTES
-from nexus.routing.decide import Reject, RejectReason
-from nexus.sockets import listen
+from nexus.routing.decide import RejectReason
 from nexus.transport import OpenRequest
 from tests.support.client_hello import GREASE, client_hello, extension, hello_of, in_records, padding, record, sni
 from tests.support.hub import WAIT_S, eventually
-from tests.support.sessions import LOST, Side
+from tests.support.listeners import Dialer, listening
 
 ON_BOTH_LOOPS = True
 HOST = "app.example.com"
 HELLO = hello_of(sni(HOST.encode()))
 REQUEST = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
 SHORT_S = 0.05
-
-
-class Dialer:
-    """Opens streams of a session with a fake link, or refuses."""
-
-    def __init__(self) -> None:
-        self.side = Side()
-        self.requests: list[OpenRequest] = []
-        self.refusal: RejectReason | None = None
-
-    def open_stream(self, request: OpenRequest) -> Stream | Reject:
-        """Note what is asked for."""
-        self.requests.append(request)
-        if request.host is None:
-            return Reject(request.nameless)
-        if self.refusal is not None:
-            return Reject(self.refusal, request.host)
-        return self.side.dialling(len(self.requests))
-
-    def received(self) -> bytes:
-        """Everything that clients sent into streams."""
-        return b"".join(self.side.link.data())
-
-
-@dataclass
-class Client:
-    """A client's connection."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def rest(self) -> bytes | None:
-        """Return what arrives until the end, None for one that is broken."""
-        try:
-            async with asyncio.timeout(WAIT_S):
-                return await self.reader.read()
-        except ConnectionError:
-            return None
-
-
-@dataclass
-class Setup:
-    """Listeners on one port."""
-
-    dialer: Dialer
-    listeners: TcpListeners
-    port: int
-    clients: list[Client] = field(default_factory=list)
-
-    async def connect(self, data: bytes = b"", host: str = "127.0.0.1") -> Client:
-        """Connect and send something."""
-        client = Client(*await asyncio.open_connection(host, self.port))
-        self.clients.append(client)
-        if data:
-            client.writer.write(data)
-        return client
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Refused clients by reason."""
-        return dict(self.listeners.stats.rejected)
-
-    async def stream(self) -> Stream:
-        """Wait for a stream and return it."""
-        await eventually(lambda: self.dialer.side.session.streams, "a stream is open")
-        return next(iter(self.dialer.side.session.streams.values()))
-
-
-@contextlib.asynccontextmanager
-async def listening(host: str = "127.0.0.1", **budget: Any) -> AsyncIterator[Setup]:
-    """Listen on loopback; at the end nothing of any client is left."""
-    dialer = Dialer()
-    listeners = TcpListeners(dialer, replace(PeekBudget(), **budget))
-    with contextlib.closing(listen(host, 0, "relayPorts")) as sock:
-        await listeners.listen(sock)
-        setup = Setup(dialer, listeners, sock.getsockname()[1])
-        try:
-            yield setup
-        finally:
-            for client in setup.clients:
-                client.writer.transport.abort()
-            listeners.close()
-            dialer.side.session.link_lost(LOST)
-            await eventually(lambda: not listeners.connections.held, "every connection is given back")
-            assert len(listeners.peeks) == len(listeners.refused) == 0
 
 
 # -- Found ----------------------------------------------------------------------------------------------------------
@@ -337,14 +249,14 @@ def test_a_client_that_is_reset_behind_its_request_still_has_its_address(monkeyp
     client = ClientPeek(TcpListeners(dialer, PeekBudget()), 443)
     client.connection_made(Forgetful())
     feed(client, b"GET / HTTP/1.1\r\nHost: x\r\n")
-    monkeypatch.setattr(ClientPeek, "_splice", lambda _self, _stream: None)
+    monkeypatch.setattr(ClientPeek, "_splice", lambda _self, _stream, *, eof: None)
     feed(client, b"\r\n")
     assert [request.client for request in dialer.requests] == ["192.0.2.1:5"]
 
 
 # -- Time -----------------------------------------------------------------------------------------------------------
 
-DEADLINES: dict[str, tuple[dict[str, float], bytes]] = {
+DEADLINES: dict[str, tuple[dict[str, Any], bytes]] = {
     "first byte": ({"first_byte_s": SHORT_S}, b""),
     "first byte, by the absolute limit": ({"absolute_max_s": SHORT_S}, b""),
     "between bytes": ({"idle_extension_s": SHORT_S}, HELLO[:20]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nexus.routing.decide import Reject, RejectReason, ToBackend, decide
+from nexus.routing.decide import CLAIMABLE, Reject, RejectReason, ToBackend, decide
 from nexus.routing.table import RouteTable
 
 
@@ -35,6 +35,28 @@ def test_a_name_written_like_a_route_key_reaches_no_port_claim(table: RouteTable
     assert decide(table, host, is_tls=True, local_port=80) == Reject(RejectReason.NO_BACKEND, host.lower())
 
 
+@pytest.mark.parametrize("host", [None, " "])
+@pytest.mark.parametrize("nameless", [reason for reason in RejectReason if reason in CLAIMABLE])
+def test_a_connection_without_a_name_goes_to_the_claim_of_its_port(
+    table: RouteTable[str], host: str | None, nameless: RejectReason
+) -> None:
+    """Whatever the reason is why none was read."""
+    decision = decide(table, host, is_tls=True, local_port=443, nameless=nameless)
+    assert decision == ToBackend("one", "tcp:443", True, 443)
+
+
+@pytest.mark.parametrize("nameless", [reason for reason in RejectReason if reason not in CLAIMABLE])
+def test_what_may_well_have_named_a_host_is_no_claims(table: RouteTable[str], nameless: RejectReason) -> None:
+    """As in the original, a hello or head that is too large is refused."""
+    assert decide(table, None, is_tls=True, local_port=443, nameless=nameless) == Reject(nameless)
+
+
+def test_a_claim_whose_backends_all_failed_is_refused_for_its_reason(table: RouteTable[str]) -> None:
+    """Nobody is left to try."""
+    decision = decide(table, None, is_tls=False, local_port=443, exclude={"one"})
+    assert decision == Reject(RejectReason.NO_NAME)
+
+
 @pytest.mark.parametrize("host", [None, "", " ", "."])
 @pytest.mark.parametrize("nameless", [RejectReason.NO_NAME, RejectReason.UNRECOGNISED, RejectReason.TIMEOUT])
 def test_a_connection_without_a_name_is_refused_with_the_reason_peeking_gave(
@@ -46,7 +68,7 @@ def test_a_connection_without_a_name_is_refused_with_the_reason_peeking_gave(
 
 def test_no_name_is_the_usual_reason_without_a_name(table: RouteTable[str]) -> None:
     """The listener need not say so."""
-    assert decide(table, None, is_tls=True, local_port=443) == Reject(RejectReason.NO_NAME)
+    assert decide(table, None, is_tls=True, local_port=80) == Reject(RejectReason.NO_NAME)
 
 
 def test_retries_try_each_backend_once_and_end(table: RouteTable[str]) -> None:
