@@ -21,6 +21,7 @@ from backend_client.events import Event, EventHandler, EventKind, Stats
 from backend_client.proxy import open_tunnel, proxy_for
 from backend_client.session import ClientSession, Forwarder
 from backend_client.tokens import CachingProvider, Stage, TokenProvider, TokenRequest
+from nexus.auth.claims import UdpRoute
 from nexus.errors import ConfigError, NexusError, Problem, RejectedError, TokenProviderError
 from nexus.link.connection import WEBSOCKET_LOG, Link, LinkEnd
 from nexus.link.inbox import Inbox
@@ -52,6 +53,7 @@ class Identity:
     name: str
     hostnames: tuple[str, ...] = ()
     tcp_ports: tuple[int, ...] = ()
+    udp_routes: tuple[UdpRoute, ...] = ()
     weight: int = 1
 
     def request(self, stage: Stage, nonce: str) -> TokenRequest:
@@ -62,6 +64,7 @@ class Identity:
             backend_name=self.name,
             hostnames=self.hostnames,
             tcp_ports=self.tcp_ports,
+            udp_routes=self.udp_routes,
             weight=self.weight,
         )
 
@@ -147,7 +150,7 @@ class BackendClient:
         now = asyncio.get_running_loop().time()
         return Stats(
             connected=self._connected.is_set(),
-            streams=len(session.streams) if session else 0,
+            streams=len(session.streams) + len(session.flows) if session else 0,
             streams_total=self._forwarder.streams_total,
             dial_failures=self._forwarder.dial_failures,
             bytes_from_hub=self._bytes[0] + (session.bytes_received if session else 0),

@@ -12,6 +12,7 @@ from backend_client.events import EventHandler
 from backend_client.mapping import PortMap
 from backend_client.providers import provider_for
 from backend_client.session import Forwarder
+from nexus.auth.claims import UdpRoute
 from nexus.eventloop import on_stop_signal, run
 from nexus.link.endpoint import reset_undelivered
 from nexus.protocol.constants import WINDOW_MIN
@@ -52,7 +53,8 @@ def _stop(clients: Sequence[BackendClient]) -> None:
 
 
 def _clients(backend: BackendConfig, on_event: EventHandler | None) -> list[BackendClient]:
-    identity = Identity(backend.name, backend.hostnames, backend.tcp_ports, backend.weight)
+    udp_routes = tuple(UdpRoute(route.port, route.flow_idle_timeout_s or None) for route in backend.udp_routes)
+    identity = Identity(backend.name, backend.hostnames, backend.tcp_ports, udp_routes, backend.weight)
     provider = provider_for(backend.attestation)
     ports = PortMap.compile(
         {port: (mapping.default, mapping.hosts) for port, mapping in backend.port_mappings.items()}, backend.name

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from backend_client.connection import Connection, StreamInfo
+from backend_client.datagrams import DatagramStats, LocalFlow
+from backend_client.lookups import Lookups, ServiceAddress
 from backend_client.mapping import PortMap, route
 from nexus.errors import NexusError
 from nexus.limits import LineBudget
@@ -37,6 +39,8 @@ class Forwarder:
         self.handler = handler
         self.window = window
         self.dial_failures = 0
+        self.datagrams = DatagramStats()
+        self.lookups = Lookups()
         self.streams_total = 0
         self._failure_lines = LineBudget()
 
@@ -59,11 +63,39 @@ class Forwarder:
             return
         stream.attach(endpoint)
 
+    def serve_flow(self, session: Session, control: Control, info: StreamInfo, tasks: asyncio.TaskGroup) -> None:
+        """Give a UDP flow that the hub announced its socket; every failure ends the flow."""
+        target = route(self.ports, info.port, info.hostname)
+        if target is None:
+            why = _MAP_IT if self.handler is None else "a handler serves TCP streams only"
+            self._note(session, f"no port mapping for UDP port {info.port}; {why}")
+            session.send_control(simple_message("disconnect", control.stream_id, Reason.DIAL_FAILED))
+            return
+        flow = LocalFlow(session, control.stream_id, control.credits, target, self.lookups, self.datagrams)
+        session.flows[flow.id] = flow
+        self.streams_total += 1
+        if flow.grants:
+            session.send_control(credit_message(flow.id, self.window))
+
+        def connect(found: ServiceAddress | Exception) -> None:
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                flow.connect(found)
+            except (OSError, UnicodeError) as error:
+                self._note(session, f"cannot reach {target}/udp: {error}")
+                flow.close(Reason.DIAL_FAILED)
+
+        self.lookups.find(target, tasks, connect)
+
     def _fail(self, stream: Stream, why: str) -> None:
-        self.dial_failures += 1
-        level = logging.WARNING if self._failure_lines.admit(stream.session.link.now()) else logging.DEBUG
-        _log.log(level, "%s", why)
+        self._note(stream.session, why)
         stream.close(Reason.DIAL_FAILED)
+
+    def _note(self, session: Session, why: str) -> None:
+        self.dial_failures += 1
+        level = logging.WARNING if self._failure_lines.admit(session.link.now()) else logging.DEBUG
+        _log.log(level, "%s", why)
 
     async def _handle(self, handler: Handler, stream: Stream, info: StreamInfo) -> None:
         connection = Connection(stream, info)
@@ -165,7 +197,7 @@ class ClientSession:
 
     def _on_connect(self, control: Control) -> None:
         session = self.session
-        if control.stream_id in session.streams or control.stream_id == NIL_STREAM_ID:
+        if control.stream_id == NIL_STREAM_ID or session.knows(control.stream_id):
             _log.warning("%s announced a stream with an id that is in use; ignored", self.hub)
             return
         info = StreamInfo(
@@ -173,11 +205,11 @@ class ClientSession:
             control.hostname,
             control.conn_port,
             control.client_ip,
-            control.transport or "tcp",
+            "udp" if control.transport == "udp" else "tcp",
             control.is_tls,
         )
-        if info.transport != "tcp":
-            session.send_control(simple_message("disconnect", control.stream_id, Reason.DIAL_FAILED))
+        if info.transport == "udp":
+            self._forwarder.serve_flow(session, control, info, self._tasks)
             return
         window = SendWindow(control.credits, paced=False)
         stream = Stream(session, control.stream_id, window, receive_window=self._forwarder.window)

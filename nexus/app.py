@@ -28,7 +28,8 @@ from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered, undelivered_bytes
 from nexus.link.quiet import wait_until_quiet
 from nexus.listeners.tcp import PeekBudget, TcpListeners
-from nexus.sockets import format_address, listen
+from nexus.listeners.udp import UdpListeners, UdpSettings
+from nexus.sockets import format_address, listen, listen_udp
 from nexus.tls.certificates import CertificateFiles
 from nexus.tls.contexts import ReloadingCertificate
 
@@ -51,6 +52,7 @@ class NodeAddresses:
     hub: str
     relay: tuple[str, ...]
     admin: str
+    udp: tuple[str, ...] = ()
 
 
 OnReady = Callable[[NodeAddresses], None]
@@ -69,8 +71,9 @@ class Node:
         self._certificate = ReloadingCertificate(
             CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file))
         )
-        self.registry = Registry()
+        self.registry = Registry(config.udp_flow_idle_timeout_default_s)
         self._listeners = TcpListeners(self.registry, _peek_budget(config))
+        self._udp = UdpListeners(self.registry, UdpSettings(config.udp_max_flows, config.udp_max_datagram_bytes))
         self._hub = HubServer(
             self.registry,
             lambda: self._certificate.context,
@@ -94,21 +97,27 @@ class Node:
             ConfigError: an address cannot be listened on.
         """
         async with contextlib.AsyncExitStack() as stack:
-            hub_socket, relay_sockets = self._bind(stack)
+            hub_socket, relay_sockets, udp_sockets = self._bind(stack)
             stack.callback(self._listeners.close)
+            stack.callback(self._udp.close)
             admin = await stack.enter_async_context(self._admin())
             for sock in relay_sockets:
                 await self._listeners.listen(sock)
+            self._udp.listen(udp_sockets)
             async with asyncio.TaskGroup() as tasks:
                 background = [
                     tasks.create_task(self._certificate.watch(CERTIFICATE_WATCH_S)),
                     tasks.create_task(self._sweep()),
+                    tasks.create_task(self._udp.sweep()),
                 ]
                 hub = tasks.create_task(self._hub.serve(hub_socket))
                 self._ready = True
                 if on_ready is not None:
-                    relay = tuple(format_address(sock.getsockname()) for sock in relay_sockets)
-                    on_ready(NodeAddresses(format_address(hub_socket.getsockname()), relay, admin))
+                    relay, udp = (
+                        tuple(format_address(sock.getsockname()) for sock in sockets)
+                        for sockets in (relay_sockets, udp_sockets)
+                    )
+                    on_ready(NodeAddresses(format_address(hub_socket.getsockname()), relay, admin, udp))
                 await self._stop.wait()
                 await self._end()
                 for task in (hub, *background):
@@ -131,7 +140,7 @@ class Node:
 
     def _bind(
         self, stack: contextlib.ExitStack | contextlib.AsyncExitStack
-    ) -> tuple[socket.socket, list[socket.socket]]:
+    ) -> tuple[socket.socket, list[socket.socket], list[socket.socket]]:
         host, port = parse_host_port(self._config.backend_listen_address, socket.getservbyname)
         hub = stack.enter_context(contextlib.closing(listen(host, port, "backendListenAddress")))
         relay = [
@@ -139,7 +148,13 @@ class Node:
             for address in self._config.relay_bind_addresses or ("",)
             for number in self._config.relay_ports
         ]
-        return hub, relay
+        udp = [
+            stack.enter_context(contextlib.closing(sock))
+            for address in self._config.relay_bind_addresses or ("",)
+            for number in self._config.udp_relay_ports
+            for sock in listen_udp(address, number, "udpRelayPorts")
+        ]
+        return hub, relay, udp
 
     @contextlib.asynccontextmanager
     async def _admin(self) -> AsyncIterator[str]:
@@ -181,7 +196,8 @@ class Node:
             start_time_seconds=self._started_at,
             sessions=len(sessions),
             unauthenticated=self._hub.unauthenticated,
-            streams=sum(len(session.streams) for session in sessions),
+            streams=sum(len(session.streams) + len(session.flows) for session in sessions),
+            udp_flows=self._udp.flows,
             peeking=len(self._listeners.peeks),
             paused_streams=sum(stream.is_waiting for session in sessions for stream in session.streams.values()),
             buffered_bytes=sum(session.buffered_bytes() for session in sessions) + undelivered_bytes(),
@@ -196,6 +212,10 @@ class Node:
             session_ends_total=dict(totals.session_ends),
             auth_failures_total=dict(totals.auth_failures),
             streams_reset_total=dict(totals.stream_resets),
+            datagrams_to_backends_total=self._udp.stats.to_backends,
+            datagrams_to_clients_total=self._udp.stats.to_clients,
+            datagrams_dropped_total=dict(self._udp.stats.dropped),
+            udp_flow_ends_total=dict(self._udp.stats.flow_ends),
         )
 
     # -- End --------------------------------------------------------------------------------------------------------
@@ -203,6 +223,7 @@ class Node:
     async def _end(self) -> None:
         """Take nothing new, let what moves go on for the grace period, then say goodbye to the backends."""
         self._listeners.close()
+        self._udp.close()
         await wait_until_quiet(self.registry.streams, self._config.shutdown_grace_s)
         links = [backend.session.link for backend in self.registry.sessions]
         for link in links:

@@ -1,8 +1,9 @@
-"""Listening sockets: dual stack, keep-alive, long backlog, and errors an operator can act on."""
+"""Public sockets: dual stack, keep-alive, long backlog, large UDP buffers, and errors an operator can act on."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from typing import Final
@@ -17,9 +18,11 @@ _KEEPALIVE_PROBES: Final = 9
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NOT_LISTENING: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 ACCEPT_PAUSE_S: Final = 0.5
+# A burst of 5,000 small datagrams takes about 4 MiB of the kernel's bookkeeping; it cuts this to net.core.rmem_max.
+UDP_BUFFER_BYTES: Final = 4 * 1024 * 1024
 
 _MENDS: Final = {
-    errno.EADDRINUSE: "stop the program that uses the port (`ss -ltnp` shows it) or choose another port",
+    errno.EADDRINUSE: "stop the program that uses the port (`ss -tulpn` shows it) or choose another port",
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE (or root)",
     errno.EADDRNOTAVAIL: "the address is not one of this machine's",
 }
@@ -34,10 +37,35 @@ def listen(host: str, port: int, key: str) -> socket.socket:
     try:
         return _bind(*_family_and_host(host), port)
     except (OSError, UnicodeError) as error:  # a name that IDNA refuses is a UnicodeError
-        shown = f"[{host}]:{port}" if ":" in host else f"{host or '*'}:{port}"
-        mend = _MENDS.get(getattr(error, "errno", None) or 0, "check the address")
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(Problem("listen", 0, key, f"cannot listen on {shown}: {reason}", mend)) from error
+        raise _refusal(host, port, key, error) from error
+
+
+def listen_udp(host: str, port: int, key: str) -> list[socket.socket]:
+    """Return bound UDP sockets; an empty host means all interfaces, with a socket each for IPv4 and IPv6.
+
+    Port 0 binds a free one, the same for both. Raises ConfigError as ``listen``.
+    """
+    families = {"0.0.0.0": socket.AF_INET} | ({"::": socket.AF_INET6} if socket.has_dualstack_ipv6() else {})
+    with contextlib.ExitStack() as stack:
+        try:
+            if host:
+                family, address = _family_and_host(host)
+                families = {address: family}
+            sockets: list[socket.socket] = []
+            for address, family in families.items():
+                number = port or (int(sockets[0].getsockname()[1]) if sockets else 0)
+                sockets.append(stack.enter_context(contextlib.closing(_bind_udp(family, address, number))))
+        except (OSError, UnicodeError) as error:
+            raise _refusal(host, port, key, error) from error
+        stack.pop_all()
+        return sockets
+
+
+def _refusal(host: str, port: int, key: str, error: Exception) -> ConfigError:
+    shown = f"[{host}]:{port}" if ":" in host else f"{host or '*'}:{port}"
+    mend = _MENDS.get(getattr(error, "errno", None) or 0, "check the address")
+    reason = getattr(error, "strerror", None) or str(error)
+    return ConfigError(Problem("listen", 0, key, f"cannot listen on {shown}: {reason}", mend))
 
 
 def _family_and_host(host: str) -> tuple[socket.AddressFamily, str]:
@@ -62,6 +90,21 @@ def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
         sock.bind((host, port))
         sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_udp(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, UDP_BUFFER_BYTES)
+        sock.bind((host, port))
         sock.setblocking(False)
     except BaseException:
         sock.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from nexus.link.flow import Address, Flow, FlowOwner
 from nexus.link.stream import Stream
 from nexus.routing.decide import Reject, RejectReason
 
@@ -32,3 +33,9 @@ class Dialer(Protocol):
 
     def claims_port(self, port: int) -> bool:
         """Tell whether a client of this TCP port is served although it names no host."""
+
+    def open_flow(self, request: OpenRequest, owner: FlowOwner, client: Address) -> Flow | Reject:
+        """Return a flow for a client of a UDP port, already announced to its backend, or why there is none."""
+
+    def flow_idle_s(self, port: int) -> float:
+        """Return after how many seconds without a datagram a flow of this UDP port ends."""

@@ -40,6 +40,8 @@ class NodeStats:
     """Connections to the hub that have not finished TLS, upgrade and handshake yet."""
     streams: int = 0
     """Open streams, TCP and UDP."""
+    udp_flows: int = 0
+    """Open UDP flows, which are among the streams."""
     peeking: int = 0
     """Client connections whose first bytes are still awaited."""
     paused_streams: int = 0
@@ -67,6 +69,12 @@ class NodeStats:
     """Refused backends by stage of the handshake."""
     streams_reset_total: Mapping[str, int] = field(default_factory=dict)
     """Streams that ended broken rather than with both directions finished, by reason."""
+    datagrams_to_backends_total: int = 0
+    datagrams_to_clients_total: int = 0
+    datagrams_dropped_total: Mapping[str, int] = field(default_factory=dict)
+    """Datagrams of either direction that were dropped, by reason."""
+    udp_flow_ends_total: Mapping[str, int] = field(default_factory=dict)
+    """Ended UDP flows by reason."""
 
 
 _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
@@ -77,6 +85,7 @@ _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
         "Connections to the hub that have not finished TLS, upgrade and handshake yet.",
     ),
     ("nexus_streams", lambda s: s.streams, "Open streams, TCP and UDP."),
+    ("nexus_udp_flows", lambda s: s.udp_flows, "Open UDP flows, which are among the streams."),
     ("nexus_streams_paused", lambda s: s.paused_streams, "Streams whose reading waits for credit or buffer space."),
     (
         "nexus_client_connections_peeking",
@@ -134,6 +143,19 @@ _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int
         lambda s: s.streams_reset_total,
         "Streams that ended broken, by reason.",
     ),
+    (
+        "nexus_udp_datagrams_total",
+        "direction",
+        lambda s: {"to_backends": s.datagrams_to_backends_total, "to_clients": s.datagrams_to_clients_total},
+        "Datagrams relayed, by direction.",
+    ),
+    (
+        "nexus_udp_datagrams_dropped_total",
+        "reason",
+        lambda s: s.datagrams_dropped_total,
+        "Datagrams dropped, by reason.",
+    ),
+    ("nexus_udp_flow_ends_total", "reason", lambda s: s.udp_flow_ends_total, "UDP flows ended, by reason."),
 )
 
 

@@ -29,6 +29,9 @@ from nexus.hostnames import is_port_key, normalize_wildcard
 REAUTH_GRACE_DEFAULT_S = 10
 """Time to answer a re-authentication challenge; spec backend-protocol 3.2."""
 
+FLOW_IDLE_DEFAULT_S = 30
+"""Idle time of a UDP flow whose token asks for none; spec backend-protocol 22."""
+
 DURATION_MAX_S = 365 * 24 * 3600
 """Clamp of every duration a token asks for; ours, so that a timer of any event loop can hold it."""
 
@@ -52,7 +55,7 @@ class Policy:
     allowed_udp_ports: frozenset[int] = frozenset()
     allow_outbound: bool = False
     allowed_outbound_ports: frozenset[int] = frozenset()
-    udp_flow_idle_default_s: int = 30
+    udp_flow_idle_default_s: int = FLOW_IDLE_DEFAULT_S
     udp_flow_idle_min_s: int = 5
     udp_flow_idle_max_s: int = 300
     maintenance_grace_default_s: int = 1800

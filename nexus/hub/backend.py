@@ -10,6 +10,7 @@ from websockets.frames import CloseCode
 from nexus.auth.grants import Grant
 from nexus.hub.registry import Registry
 from nexus.link.connection import Link, LinkEnd
+from nexus.link.flow import FLOW_WINDOW, Address, Flow, FlowOwner
 from nexus.link.session import EventHandlers, Session
 from nexus.link.stream import Stream
 from nexus.protocol.constants import FEATURE_DRAIN, FEATURES
@@ -59,18 +60,18 @@ class BackendSession:
         stream = Stream(self.session, new_stream_id(), SendWindow(paced=True))
         # Known before it is announced, so that an instant answer finds it.
         self.session.streams[stream.id] = stream
-        connect = Control(
-            "connect",
-            stream.id,
-            conn_port=request.local_port,
-            client_ip=request.client,
-            transport="tcp",
-            hostname=route_key,
-            is_tls=request.is_tls,
-            credits=stream.receive_window.size,
-        )
-        link.send_message(serialize_control(connect))
+        link.send_message(_connect(stream.id, request, "tcp", route_key, stream.receive_window.size))
         return stream
+
+    def open_flow(self, request: OpenRequest, owner: FlowOwner, client: Address) -> Flow | None:
+        """Announce a new UDP flow; None where the link is going down, or has too much waiting for more of them."""
+        session = self.session
+        if session.ended or not session.has_room():
+            return None
+        flow = Flow(session, new_stream_id(), owner, client)
+        session.flows[flow.id] = flow
+        session.send_control(_connect(flow.id, request, "udp", f"udp:{request.local_port}", FLOW_WINDOW))
+        return flow
 
     def sweep(self, now: float, idle_timeout_s: float) -> None:
         """End streams that were idle too long (0: never) or whose client's FIN led to no answer."""
@@ -124,7 +125,7 @@ class BackendSession:
         self.session.features = frozenset(control.features) & frozenset(FEATURES)
 
     def _on_ping_client(self, control: Control) -> None:
-        if control.stream_id in self.session.streams:
+        if self.session.knows(control.stream_id):
             self.session.send_control(simple_message("pong_client", control.stream_id))
 
     def _on_drain(self, control: Control) -> None:
@@ -138,3 +139,18 @@ class BackendSession:
             "outbound_result", control.stream_id, reason="outbound connections are not allowed on this hub"
         )
         self.session.send_control(serialize_control(answer))
+
+
+def _connect(stream_id: bytes, request: OpenRequest, transport: str, route_key: str, window: int) -> bytes:
+    return serialize_control(
+        Control(
+            "connect",
+            stream_id,
+            conn_port=request.local_port,
+            client_ip=request.client,
+            transport=transport,
+            hostname=route_key,
+            is_tls=request.is_tls,
+            credits=window,
+        )
+    )

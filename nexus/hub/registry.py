@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nexus.routing.decide import Reject, decide
+from nexus.auth.grants import FLOW_IDLE_DEFAULT_S
+from nexus.routing.decide import Reject, RejectReason, decide
 from nexus.routing.table import RouteTable
 
 if TYPE_CHECKING:
     from nexus.hub.backend import BackendSession
+    from nexus.link.flow import Address, Flow, FlowOwner
     from nexus.link.stream import Stream
     from nexus.transport import OpenRequest
 
@@ -32,8 +34,9 @@ class Totals:
 class Registry:
     """The sessions of this hub; the ``Dialer`` of the listeners."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, flow_idle_default_s: float = FLOW_IDLE_DEFAULT_S) -> None:
+        """Start empty; the default holds for a UDP port that nobody claims any more."""
+        self._flow_idle_default_s = flow_idle_default_s
         self.table: RouteTable[BackendSession] = RouteTable()
         self.sessions: set[BackendSession] = set()
         self.totals = Totals()
@@ -88,6 +91,22 @@ class Registry:
     def claims_port(self, port: int) -> bool:
         """Tell whether a backend has claimed this TCP port."""
         return bool(self.table.port_members("tcp", port))
+
+    def open_flow(self, request: OpenRequest, owner: FlowOwner, client: Address) -> Flow | Reject:
+        """Open a flow on the backend whose turn it is, or on the next one where that link is full or going down."""
+        tried: set[BackendSession] = set()
+        while (backend := self.table.lookup_port("udp", request.local_port, tried)) is not None:
+            flow = backend.open_flow(request, owner, client)
+            if flow is not None:
+                self.totals.streams += 1
+                return flow
+            tried.add(backend)
+        return Reject(RejectReason.OVERLOADED if tried else RejectReason.NO_BACKEND)
+
+    def flow_idle_s(self, port: int) -> float:
+        """Return the greatest idle time that the port's backends claim."""
+        claimed = (backend.grant.udp_routes[port] for backend in self.table.port_members("udp", port))
+        return max(claimed, default=self._flow_idle_default_s)
 
     def streams(self) -> Iterator[Stream]:
         """Iterate over a snapshot of all streams."""

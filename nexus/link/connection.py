@@ -188,6 +188,10 @@ class Link(asyncio.BufferedProtocol):
         """Tell whether nothing more will be sent: the link is gone, or its end has begun on either side."""
         return self._closing or self.transport.is_closing()
 
+    def waiting_bytes(self) -> int:
+        """Return how many bytes wait to be written."""
+        return self._unwritten_bytes + self.transport.get_write_buffer_size()
+
     def send_data(self, stream_id: bytes, payload: Buffer) -> None:
         """Send one data message of at most PAYLOAD_MAX_BYTES; call only while ``writable``."""
         if self._masker is None:

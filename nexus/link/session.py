@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from nexus.errors import RemoteProtocolError
 from nexus.link.connection import Link, LinkEnd
+from nexus.link.flow import SessionFlow
 from nexus.link.stream import Stream
 from nexus.protocol.constants import (
     DATA_HEADER_BYTES,
@@ -22,6 +23,7 @@ from nexus.protocol.constants import (
     WINDOW_MAX,
     WINDOW_MIN,
 )
+from nexus.protocol.framing import Buffer
 from nexus.protocol.messages import Control, parse_control, simple_message
 from nexus.protocol.reasons import Reason
 from nexus.protocol.window import ReceiveWindow
@@ -30,6 +32,9 @@ _log = logging.getLogger("nexus.session")
 # What all streams of a session may have granted together, in messages: 512 MiB of full ones. Beyond it a new stream
 # gets WINDOW_MIN, 512 KiB.
 WINDOWS_MAX: Final = 16_384
+# What may wait for the link before datagrams are dropped: above the mark at which streams stop (256 KiB), so that a
+# burst of new flows gets through beside full streams, and far below the 16 MiB at which the link is given up.
+DATAGRAMS_WAITING_MAX_BYTES: Final = 1024 * 1024
 _PACE_PREFIX = b"pace:"
 
 EventHandlers = Mapping[str, Callable[[Control], None]]
@@ -70,6 +75,7 @@ class Session:
         self.link = link
         self.role = role
         self.streams: dict[bytes, Stream] = {}
+        self.flows: dict[bytes, SessionFlow] = {}
         self.features = frozenset(features)
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -94,7 +100,7 @@ class Session:
                 self.bytes_received += len(message) - DATA_HEADER_BYTES
                 stream.receive(memoryview(message)[DATA_HEADER_BYTES:])
             else:
-                self.role.unknown_stream(message[1:DATA_HEADER_BYTES])
+                self._receive_datagram(message)
         elif kind == KIND_CONTROL:
             self._receive_control(message)
         else:
@@ -129,11 +135,18 @@ class Session:
         self.ended = True
         for stream in list(self.streams.values()):
             stream.session_lost()
+        flows, self.flows = self.flows, {}
+        for flow in flows.values():
+            flow.session_lost()
         self._waiting.clear()
         self._overflowing.clear()
         self._unpaced.clear()
         self._paced.clear()
         self.role.session_ended(end)
+
+    def knows(self, stream_id: bytes) -> bool:
+        """Tell whether the id is that of a stream or a flow."""
+        return stream_id in self.streams or stream_id in self.flows
 
     # -- For streams ------------------------------------------------------------------------------------------------
 
@@ -180,6 +193,18 @@ class Session:
         self.window_messages += more
         return more
 
+    def has_room(self) -> bool:
+        """Tell whether a datagram, or the announcement of a flow, may still join what waits for the link."""
+        return not self.link.is_closing() and self.link.waiting_bytes() < DATAGRAMS_WAITING_MAX_BYTES
+
+    def send_datagram(self, flow_id: bytes, datagram: Buffer) -> bool:
+        """Send one datagram, at most PAYLOAD_MAX_BYTES; return False where it had to be dropped."""
+        if not self.has_room():
+            return False
+        self.bytes_sent += len(datagram)
+        self.link.send_data(flow_id, datagram)
+        return True
+
     def send_control(self, message: bytes) -> None:
         """Send one control message behind everything sent so far."""
         self.link.send_message(message)
@@ -203,8 +228,7 @@ class Session:
 
     def buffered_bytes(self) -> int:
         """Return the bytes that wait in this process, towards the peer and towards endpoints."""
-        waiting = self.link.transport.get_write_buffer_size()
-        return waiting + sum(stream.endpoint.unwritten_bytes() for stream in self.streams.values())
+        return self.link.waiting_bytes() + sum(stream.endpoint.unwritten_bytes() for stream in self.streams.values())
 
     # -- Inside -----------------------------------------------------------------------------------------------------
 
@@ -231,6 +255,14 @@ class Session:
     def _pace_payload(self) -> bytes:
         return _PACE_PREFIX + b"%d" % self._pace_number
 
+    def _receive_datagram(self, message: bytes) -> None:
+        flow = self.flows.get(message[1:DATA_HEADER_BYTES])
+        if flow is not None:
+            self.bytes_received += len(message) - DATA_HEADER_BYTES
+            flow.receive(memoryview(message)[DATA_HEADER_BYTES:])
+        else:
+            self.role.unknown_stream(message[1:DATA_HEADER_BYTES])
+
     def _receive_control(self, message: bytes) -> None:
         try:
             control = parse_control(memoryview(message)[1:])
@@ -241,15 +273,30 @@ class Session:
         if role_handler is not None:
             role_handler(control)
             return
-        stream_handler = _STREAM_EVENTS.get(control.event)
         stream = self.streams.get(control.stream_id)
-        if stream_handler is not None and stream is not None:
-            stream_handler(stream, control)
+        if stream is not None:
+            if (handle := _STREAM_EVENTS.get(control.event)) is not None:
+                handle(stream, control)
+        elif control.stream_id in self.flows:
+            self._receive_flow_event(control)
+
+    def _receive_flow_event(self, control: Control) -> None:
+        flow = self.flows[control.stream_id]
+        match control.event:
+            case "disconnect":
+                del self.flows[control.stream_id]
+                flow.receive_disconnect(control.reason)
+            case "resume_stream":
+                flow.receive_credits(control.credits)
+            case "pause_stream":
+                flow.receive_pause()
 
     def end_all(self, reason: Reason) -> None:
-        """Break every stream, telling the peer why."""
+        """Break every stream and flow, telling the peer why."""
         for stream in list(self.streams.values()):
             stream.close(reason)
+        for flow in list(self.flows.values()):
+            flow.close(reason)
 
 
 def _on_half_close(stream: Stream, _control: Control) -> None:

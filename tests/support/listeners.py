@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nexus.link.flow import Address, Flow, FlowOwner
 from nexus.link.stream import Stream
 from nexus.listeners.tcp import PeekBudget, TcpListeners
 from nexus.routing.decide import Reject, RejectReason
@@ -25,6 +26,7 @@ class Dialer:
         self.requests: list[OpenRequest] = []
         self.refusal: RejectReason | None = None
         self.claimed: set[int] = set()
+        self.idle_s = 30.0
 
     def open_stream(self, request: OpenRequest) -> Stream | Reject:
         """Note what is asked for."""
@@ -38,6 +40,20 @@ class Dialer:
     def claims_port(self, port: int) -> bool:
         """Tell whether a test claimed a port."""
         return port in self.claimed
+
+    def open_flow(self, request: OpenRequest, owner: FlowOwner, client: Address) -> Flow | Reject:
+        """Note what is asked for, and open a flow."""
+        self.requests.append(request)
+        if self.refusal is not None:
+            return Reject(self.refusal)
+        flow = Flow(self.side.session, len(self.requests).to_bytes(2, "little") * 8, owner, client)
+        self.side.session.flows[flow.id] = flow
+        return flow
+
+    def flow_idle_s(self, port: int) -> float:
+        """Return what a test set."""
+        del port
+        return self.idle_s
 
     def received(self) -> bytes:
         """Everything that clients sent into streams."""

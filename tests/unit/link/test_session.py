@@ -392,7 +392,7 @@ def test_buffered_bytes_are_those_of_the_link_and_of_all_endpoints() -> None:
     for number in (1, 2):
         stream, _ = side.open(number, takes=0)
         stream.receive(bytes(100))
-    side.link.transport.waiting = 7
+    side.link.waiting = 7
     assert side.session.buffered_bytes() == 207
 
 

@@ -1,0 +1,170 @@
+"""nexus.link.flow: one UDP flow at the hub, between a session with a fake link and an owner that notes everything."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+from nexus.link.flow import FLOW_BATCH, FLOW_WINDOW, Address, Flow, SessionFlow
+from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES, Session
+from nexus.listeners.flows import FlowTable
+from nexus.protocol.constants import CREDITS_BATCH
+from nexus.protocol.framing import Buffer
+from nexus.protocol.messages import credit_message, simple_message
+from nexus.protocol.reasons import Reason
+from tests.support.sessions import LOST, Sent, Side
+
+CLIENT = ("192.0.2.1", 5353)
+ID = b"\x05" * 16
+FLOW_BYTES_MAX = 700
+MANY = 20_000
+
+
+class Owner:
+    """Notes what a flow tells."""
+
+    def __init__(self) -> None:
+        self.delivered: list[bytes] = []
+        self.ended: list[Flow] = []
+
+    def deliver(self, flow: Flow, datagram: Buffer) -> None:
+        self.delivered.append(bytes(datagram))
+
+    def flow_ended(self, flow: Flow) -> None:
+        self.ended.append(flow)
+
+
+@pytest.fixture
+def side() -> Side:
+    """A hub's session."""
+    return Side()
+
+
+@pytest.fixture
+def owner() -> Owner:
+    """The public port."""
+    return Owner()
+
+
+@pytest.fixture
+def flow(side: Side, owner: Owner) -> Flow:
+    """One flow in the session."""
+    return opened(side.session, ID, owner, CLIENT)
+
+
+def opened(session: Session, flow_id: bytes, owner: Owner, client: Address) -> Flow:
+    flow = Flow(session, flow_id, owner, client)
+    session.flows[flow_id] = flow
+    return flow
+
+
+def arrive(side: Side, message: bytes) -> None:
+    """Let a message of the backend arrive."""
+    side.take(Sent("message", message))
+
+
+def test_a_flow_is_what_a_session_needs(flow: Flow) -> None:
+    """The client's side has another class."""
+    one: SessionFlow = flow
+    assert one.id == ID
+
+
+@pytest.mark.parametrize("datagram", [b"", b"x" * 1200])
+def test_datagrams_pass_one_by_one_in_both_directions(side: Side, owner: Owner, flow: Flow, datagram: bytes) -> None:
+    """Empty ones, too; both directions are counted."""
+    assert flow.send(datagram)
+    assert side.link.data() == [datagram]
+    arrive(side, b"\x01" + ID + datagram)
+    assert owner.delivered == [datagram]
+    assert (side.session.bytes_sent, side.session.bytes_received) == (len(datagram), len(datagram))
+
+
+def test_a_datagram_that_finds_the_link_full_is_refused(side: Side, flow: Flow) -> None:
+    """W4, node W14: nothing waits for it; streams have stopped long before."""
+    side.link.writable = False
+    side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES - 1
+    assert flow.send(b"fits")
+    side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES
+    assert not flow.send(b"does not")
+    side.link.waiting = 0
+    side.link.closing = True
+    assert not flow.send(b"neither")
+    assert side.link.data() == [b"fits"]
+
+
+def test_no_number_of_datagrams_needs_a_credit(side: Side, flow: Flow) -> None:
+    """W4: original backends grant 64 once; a hub that counted them would stop the flow, and its whole port."""
+    arrive(side, credit_message(ID, 64))
+    assert all(flow.send(b"x") for _ in range(1000))
+
+
+def test_a_pause_does_not_hold_a_flow(side: Side, flow: Flow) -> None:
+    """Spec backend-protocol 7.4: it has no effect on UDP."""
+    arrive(side, simple_message("pause_stream", ID, Reason.BUFFER_FULL))
+    assert flow.send(b"x")
+
+
+def test_credits_come_back_in_batches(side: Side, flow: Flow) -> None:
+    """Every datagram counts, and an original backend never waits for a remainder below its own batch."""
+    assert FLOW_BATCH % CREDITS_BATCH == 0
+    assert FLOW_WINDOW >= 2 * FLOW_BATCH
+    for _ in range(2 * FLOW_BATCH + 1):
+        arrive(side, b"\x01" + ID + b"x")
+    assert [control.credits for control in side.link.controls("resume_stream")] == [FLOW_BATCH, FLOW_BATCH]
+    assert flow.held == 1
+
+
+@pytest.mark.parametrize("reason", ["", "normal", "local_error"])
+def test_a_backends_disconnect_ends_the_flow_for_everybody(side: Side, owner: Owner, flow: Flow, reason: str) -> None:
+    """Nothing is sent back; what still arrives belongs to nobody."""
+    arrive(side, simple_message("disconnect", ID, reason))
+    arrive(side, b"\x01" + ID + b"late")
+    assert owner.ended == [flow]
+    assert (side.session.flows, side.role.unknown, side.link.controls()) == ({}, [ID], [])
+
+
+def test_an_end_from_this_side_is_told_once(side: Side, owner: Owner, flow: Flow) -> None:
+    """The owner knows already."""
+    flow.close(Reason.TIMEOUT)
+    flow.close(Reason.TIMEOUT)
+    assert [(control.event, control.reason) for control in side.link.controls()] == [("disconnect", "timeout")]
+    assert (side.session.flows, owner.ended) == ({}, [])
+
+
+def test_the_end_of_the_session_ends_its_flows(side: Side, owner: Owner, flow: Flow) -> None:
+    """An owner that looks finds none any more."""
+    side.link.closing = True
+    side.session.link_lost(LOST)
+    assert owner.ended == [flow]
+    assert side.session.flows == {}
+
+
+def test_events_that_mean_nothing_to_a_flow_are_ignored(side: Side, flow: Flow) -> None:
+    """A half-close, for one."""
+    arrive(side, simple_message("half_close", ID))
+    arrive(side, simple_message("no_such_event", ID))
+    assert side.session.flows == {ID: flow}
+
+
+def test_a_flow_takes_little_memory(side: Side, owner: Owner) -> None:
+    """200,000 of them, with their places in both tables, stay below 140 MB."""
+    table: FlowTable[Flow] = FlowTable(MANY)
+
+    def addresses() -> Iterator[Address]:
+        for number in range(MANY):
+            yield f"198.51.{number % 251}.{number // 251}", 1024 + number
+
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number, client in enumerate(addresses()):
+            flow = opened(side.session, number.to_bytes(16, "little"), owner, client)
+            table.add(client, flow, float(number))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(table) == MANY
+    assert used / MANY < FLOW_BYTES_MAX
