@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from backend_client.events import Event, EventKind
 from backend_client.mapping import PortMap
 from backend_client.session import Forwarder, Handler
 from backend_client.tokens import TokenRequest
+from tests.support.fake_hub import HubSession, fake_hub
 from tests.support.hub import HOST, WAIT_S
 
 
@@ -106,3 +108,27 @@ async def running(
             yield client
         finally:
             client.stop()
+
+
+@dataclass
+class Setup:
+    """A client with one session at a fake hub."""
+
+    client: BackendClient
+    session: HubSession
+    events: Events
+
+
+@contextlib.asynccontextmanager
+async def connected(to: Forwarder, *features: str, drain_timeout_s: float = 0) -> AsyncIterator[Setup]:
+    """Run a client that forwards streams, at a hub with these features."""
+
+    async def script(session: HubSession) -> None:
+        await session.handshake(*features)
+
+    events = Events()
+    async with (
+        fake_hub(script) as hub,
+        running(hub.url, to=to, events=events, drain_timeout_s=drain_timeout_s) as client,
+    ):
+        yield Setup(client, await hub.session(), events)

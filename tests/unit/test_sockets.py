@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 
@@ -10,7 +11,7 @@ import pytest
 
 from nexus import sockets
 from nexus.errors import ConfigError
-from nexus.sockets import BACKLOG, accept, format_address, listen
+from nexus.sockets import BACKLOG, accept, format_address, listen, listen_udp
 
 KEY = "backendListenAddress"
 needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
@@ -88,7 +89,7 @@ def test_a_port_in_use_is_an_error_that_names_key_and_mend() -> None:
     assert problem.key == KEY
     assert f"127.0.0.1:{port}" in problem.what
     assert "in use" in problem.what
-    assert "ss -ltnp" in problem.mend
+    assert "ss -tulpn" in problem.mend
 
 
 @pytest.mark.parametrize(
@@ -215,3 +216,55 @@ def test_what_is_formatted_is_what_the_kernel_says() -> None:
     """For a real socket."""
     with listen("127.0.0.1", 0, KEY) as sock:
         assert format_address(sock.getsockname()) == f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+# -- UDP ------------------------------------------------------------------------------------------------------------
+
+
+def closed(found: list[socket.socket]) -> list[tuple[int, int]]:
+    """Close sockets and return their families and ports."""
+    with contextlib.ExitStack() as stack:
+        return [(stack.enter_context(sock).family, sock.getsockname()[1]) for sock in found]
+
+
+@needs_ipv6
+def test_no_host_means_a_udp_socket_for_each_family_with_one_port() -> None:
+    """W26: also where the port is any free one."""
+    (first, port), (second, same) = closed(listen_udp("", 0, KEY))
+    assert (first, second) == (socket.AF_INET, socket.AF_INET6)
+    assert port == same != 0
+
+
+def test_without_ipv6_all_udp_is_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for TCP."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    assert [family for family, _ in closed(listen_udp("", 0, KEY))] == [socket.AF_INET]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", pytest.param("::1", marks=needs_ipv6)])
+def test_a_udp_address_is_one_socket(host: str) -> None:
+    """It does not block, and has room for a burst."""
+    (sock,) = listen_udp(host, 0, KEY)
+    with sock:
+        assert sock.getblocking() is False
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * 212_992
+
+
+def test_a_udp_port_in_use_is_refused_and_nothing_stays_open() -> None:
+    """The second family failing closes the first; the message names port and mend."""
+    (taken,) = listen_udp("127.0.0.1", 0, KEY)
+    with taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on .*:{port}: .*ss -tulpn"):
+            listen_udp("127.0.0.1", port, KEY)
+
+
+@needs_ipv6
+def test_a_udp_port_that_one_family_lacks_leaves_the_other_free() -> None:
+    """Half a port is none."""
+    (taken,) = listen_udp("::1", 0, KEY)
+    with taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError):
+            listen_udp("", port, KEY)
+        closed(listen_udp("127.0.0.1", port, KEY))

@@ -27,6 +27,7 @@ FULL = NodeStats(
     sessions=1,
     unauthenticated=2,
     streams=3,
+    udp_flows=18,
     peeking=4,
     paused_streams=5,
     buffered_bytes=6,
@@ -41,6 +42,10 @@ FULL = NodeStats(
     session_ends_total={"timeout": 15},
     auth_failures_total={"stage_0": 16},
     streams_reset_total={"dial_failed": 17},
+    datagrams_to_backends_total=19,
+    datagrams_to_clients_total=20,
+    datagrams_dropped_total={"no_backend": 21},
+    udp_flow_ends_total={"idle": 22},
 )
 
 
@@ -82,6 +87,11 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_session_ends_total", "timeout"): 15,
         ("nexus_auth_failures_total", "stage_0"): 16,
         ("nexus_stream_resets_total", "dial_failed"): 17,
+        ("nexus_udp_flows", ""): 18,
+        ("nexus_udp_datagrams_total", "to_backends"): 19,
+        ("nexus_udp_datagrams_total", "to_clients"): 20,
+        ("nexus_udp_datagrams_dropped_total", "no_backend"): 21,
+        ("nexus_udp_flow_ends_total", "idle"): 22,
     }
 
 

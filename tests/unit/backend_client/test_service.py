@@ -14,9 +14,11 @@ import pytest
 from backend_client.client import BackendClient, HealthChecks
 from backend_client.config import Attestation, BackendConfig, ClientFile, FlowControl, PortMapping
 from backend_client.config import HealthChecks as HealthSettings
+from backend_client.config import UdpRoute as UdpSettings
 from backend_client.events import Event, EventKind
 from backend_client.mapping import Target, route
 from backend_client.service import clients_of, run_clients, serve_clients
+from nexus.auth.claims import UdpRoute
 from nexus.errors import TlsFileError
 from nexus.protocol.constants import CREDITS_BATCH
 from tests.support.clients import Events
@@ -34,6 +36,7 @@ def backend(*addresses: str, **settings: object) -> BackendConfig:
         "port_mappings": {443: PortMapping("127.0.0.1:8443", {"a.example.com": "127.0.0.1:8444"})},
         "hostnames": ("a.example.com",),
         "tcp_ports": (25,),
+        "udp_routes": (UdpSettings(53, 60), UdpSettings(123)),
         "weight": 3,
     }
     return BackendConfig(**{**usual, **settings})  # type: ignore[arg-type]
@@ -67,6 +70,9 @@ async def test_the_settings_reach_their_places() -> None:
         (25,),
         3,
     )
+    assert identity.udp_routes == (UdpRoute(53, 60), UdpRoute(123, None))
+    request = identity.request("attest", "n")
+    assert (request.tcp_ports, request.udp_routes) == (identity.tcp_ports, identity.udp_routes)
     assert route(ports, 443, "a.example.com") == Target("127.0.0.1", 8444)
     assert route(ports, 443, "b.example.com") == Target("127.0.0.1", 8443)
     assert client._health == HealthChecks(True, 7, 8)

@@ -14,7 +14,6 @@ from typing import cast
 import pytest
 
 from backend_client import session as module
-from backend_client.client import BackendClient
 from backend_client.connection import Connection, StreamInfo
 from backend_client.events import EventKind
 from backend_client.session import ClientSession, Forwarder
@@ -25,8 +24,8 @@ from nexus.link.connection import Link
 from nexus.protocol.constants import CREDITS_OVERSHOOT, FEATURE_DRAIN, FEATURE_HALF_CLOSE, FEATURES
 from nexus.protocol.messages import Control, serialize_control
 from nexus.protocol.reasons import Reason
-from tests.support.clients import Events, forwarder, running
-from tests.support.fake_hub import NIL, HubSession, fake_hub
+from tests.support.clients import connected, forwarder
+from tests.support.fake_hub import NIL
 from tests.support.hub import WAIT_S, eventually
 from tests.support.sessions import LOST, FakeEndpoint, FakeLink
 
@@ -67,30 +66,6 @@ async def service() -> AsyncIterator[Service]:
     server.close()
     for writer in running_service.writers:
         writer.transport.abort()
-
-
-@dataclass
-class Setup:
-    """A client with one session at a fake hub."""
-
-    client: BackendClient
-    session: HubSession
-    events: Events
-
-
-@contextlib.asynccontextmanager
-async def connected(to: Forwarder, *features: str, drain_timeout_s: float = 0) -> AsyncIterator[Setup]:
-    """Run a client that forwards streams, at a hub with these features."""
-
-    async def script(session: HubSession) -> None:
-        await session.handshake(*features)
-
-    events = Events()
-    async with (
-        fake_hub(script) as hub,
-        running(hub.url, to=to, events=events, drain_timeout_s=drain_timeout_s) as client,
-    ):
-        yield Setup(client, await hub.session(), events)
 
 
 # -- Forwarding -----------------------------------------------------------------------------------------------------
@@ -258,8 +233,8 @@ async def test_a_stream_that_ends_while_it_is_dialled_reaches_no_service(service
 # -- Odd hubs -------------------------------------------------------------------------------------------------------
 
 
-async def test_udp_is_refused() -> None:
-    """This client serves streams; it says so, and the datagrams behind it are answered like any unknown stream."""
+async def test_datagrams_of_a_refused_flow_are_answered() -> None:
+    """Like those of any unknown stream."""
     async with connected(forwarder()) as it:
         await it.session.connect(ID, transport="udp", hostname="udp:53")
         await it.session.send_data(ID, b"datagram")

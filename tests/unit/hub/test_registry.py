@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import cast
+from typing import Any, cast
 
 from nexus.auth.grants import Grant
 from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Registry
 from nexus.link.connection import Link, LinkEnd
+from nexus.link.flow import FLOW_WINDOW, Flow
+from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES
 from nexus.link.stream import Stream
+from nexus.protocol.framing import Buffer
 from nexus.routing.decide import Reject, RejectReason
 from nexus.transport import Dialer, OpenRequest
 from tests.support.sessions import LOST, FakeLink
@@ -18,10 +21,12 @@ HOST = "app.example.com"
 REQUEST = OpenRequest(HOST, is_tls=True, local_port=443, client="203.0.113.9:51234")
 
 
-def join(registry: Registry, *hostnames: str, weight: int = 1, subject: str = "b") -> tuple[BackendSession, FakeLink]:
-    """Let a backend behind a fake link serve names."""
+def join(
+    registry: Registry, *hostnames: str, weight: int = 1, subject: str = "b", **ports: Any
+) -> tuple[BackendSession, FakeLink]:
+    """Let a backend behind a fake link serve names and ports."""
     link = FakeLink()
-    grant = Grant(hostnames=hostnames or (HOST,), weight=weight, subject=subject)
+    grant = Grant(hostnames=hostnames or (HOST,), weight=weight, subject=subject, **ports)
     return BackendSession(cast(Link, link), grant, registry, "192.0.2.1:5"), link
 
 
@@ -119,3 +124,86 @@ def test_sessions_are_counted_by_subject() -> None:
     lose(*second)
     assert not registry._subjects
     assert registry.totals.sessions == 3
+
+
+# -- Ports ------------------------------------------------------------------------------------------------------------
+
+SSH = OpenRequest(None, is_tls=False, local_port=22, client="203.0.113.9:51234")
+DNS = OpenRequest(None, is_tls=False, local_port=53, client="203.0.113.9:51234")
+RESOLVER = ("203.0.113.9", 51234)
+
+
+class NoPort:
+    """The owner of flows that nobody looks at."""
+
+    def deliver(self, flow: Flow, datagram: Buffer) -> None:
+        """Nothing."""
+
+    def flow_ended(self, flow: Flow) -> None:
+        """Nothing."""
+
+
+def test_a_claimed_tcp_port_serves_clients_without_a_name() -> None:
+    """``connect`` carries the route key; the listener can ask beforehand."""
+    registry = Registry()
+    assert not registry.claims_port(22)
+    backend, link = join(registry, tcp_ports=(22,), udp_routes={53: 30})
+    assert registry.claims_port(22)
+    assert not registry.claims_port(53)
+    stream = registry.open_stream(SSH)
+    assert isinstance(stream, Stream)
+    (control,) = link.controls("connect")
+    assert (control.hostname, control.conn_port, control.transport, control.is_tls) == ("tcp:22", 22, "tcp", False)
+    registry.retire(backend)
+    assert not registry.claims_port(22)
+
+
+def test_a_claimed_udp_port_opens_flows() -> None:
+    """``connect`` says so, and grants; the flow is known before it is announced, and counted as a stream."""
+    registry = Registry()
+    backend, link = join(registry, udp_routes={53: 30})
+    flow = registry.open_flow(DNS, NoPort(), RESOLVER)
+    assert isinstance(flow, Flow)
+    (control,) = link.controls("connect")
+    assert (control.hostname, control.conn_port, control.transport) == ("udp:53", 53, "udp")
+    assert (control.client_ip, control.stream_id, control.credits) == (DNS.client, flow.id, FLOW_WINDOW)
+    assert backend.session.flows == {flow.id: flow}
+    assert registry.totals.streams == 1
+
+
+def test_flows_are_shared_by_weight() -> None:
+    """One selection for each new flow (spec backend-protocol 13)."""
+    registry = Registry()
+    links = {join(registry, weight=weight, udp_routes={53: 30})[1]: weight for weight in (1, 3)}
+    for _ in range(40):
+        registry.open_flow(DNS, NoPort(), RESOLVER)
+    assert {link: len(link.controls("connect")) for link in links} == {
+        link: 10 * weight for link, weight in links.items()
+    }
+
+
+def test_a_flow_goes_to_the_next_backend_where_a_link_is_full_or_going_down() -> None:
+    """Announcements are bounded as datagrams are; where nobody has room the client is refused for that reason."""
+    registry = Registry()
+    assert registry.open_flow(DNS, NoPort(), RESOLVER) == Reject(RejectReason.NO_BACKEND)
+    links = [join(registry, udp_routes={53: 30})[1] for _ in range(3)]
+    links[0].closing = True
+    links[1].waiting = DATAGRAMS_WAITING_MAX_BYTES
+    for _ in range(3):
+        assert isinstance(registry.open_flow(DNS, NoPort(), RESOLVER), Flow)
+    assert [len(link.controls("connect")) for link in links] == [0, 0, 3]
+    links[2].closing = True
+    assert registry.open_flow(DNS, NoPort(), RESOLVER) == Reject(RejectReason.OVERLOADED)
+
+
+def test_the_idle_time_of_a_port_is_the_greatest_of_its_backends() -> None:
+    """Spec backend-protocol 10: of those that are connected now; without any it is the node's."""
+    registry = Registry(flow_idle_default_s=17)
+    assert registry.flow_idle_s(53) == 17
+    short, _ = join(registry, udp_routes={53: 5})
+    long, _ = join(registry, udp_routes={53: 60, 123: 90})
+    assert (registry.flow_idle_s(53), registry.flow_idle_s(123)) == (60, 90)
+    registry.retire(long)
+    assert registry.flow_idle_s(53) == 5
+    registry.retire(short)
+    assert registry.flow_idle_s(53) == 17

@@ -19,7 +19,7 @@ from tests.support.sessions import LOST, Sent, Side
 
 CLIENT = ("192.0.2.1", 5353)
 ID = b"\x05" * 16
-FLOW_BYTES_MAX = 700
+FLOW_BYTES_MAX = 500
 MANY = 20_000
 
 
@@ -150,7 +150,7 @@ def test_events_that_mean_nothing_to_a_flow_are_ignored(side: Side, flow: Flow) 
 
 
 def test_a_flow_takes_little_memory(side: Side, owner: Owner) -> None:
-    """200,000 of them, with their places in both tables, stay below 140 MB."""
+    """200,000 of them, with their places in both tables, stay below 100 MB."""
     table: FlowTable[Flow] = FlowTable(MANY)
 
     def addresses() -> Iterator[Address]:
