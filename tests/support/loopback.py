@@ -22,6 +22,7 @@ from backend_client.mapping import PortMap
 from backend_client.session import Forwarder
 from backend_client.tokens import HmacTokenProvider, TokenProvider
 from nexus.app import Node, NodeAddresses
+from nexus.auth.claims import UdpRoute
 from nexus.auth.mint import TokenSpec
 from nexus.config.load import load_node_config
 from nexus.document.addresses import parse_host_port
@@ -255,13 +256,15 @@ async def local_client(
     on_event: EventHandler | None = None,
     window: int = CREDITS_INITIAL,
     name: str = "backend",
+    tcp_ports: tuple[int, ...] = (),
+    udp_ports: tuple[int, ...] = (),
     connected: bool = True,
 ) -> AsyncIterator[BackendClient]:
     """Run a backend client in this event loop; ``connected`` waits for its session first."""
     ports = PortMap.compile({port: (f"127.0.0.1:{target}", {}) for port, target in targets.items()})
     client = BackendClient(
         hub_url,
-        Identity(name, hostnames or (HOST,)),
+        Identity(name, hostnames or (HOST,), tcp_ports, tuple(UdpRoute(port) for port in udp_ports)),
         provider or tokens(),
         Forwarder(ports, None, window),
         context=hub_client_context(pki.ca_file),
