@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from nexus import __version__
+from nexus.addresses import parse_network
 from nexus.admin.metrics import NodeStats, node_registry
 from nexus.admin.server import AdminServer, Readiness
 from nexus.auth.grants import Policy
@@ -23,6 +24,7 @@ from nexus.document.addresses import parse_host_port
 from nexus.eventloop import on_stop_signal, run
 from nexus.hub.registry import Registry
 from nexus.hub.server import HubLimits, HubServer
+from nexus.hub.status import StatusClient
 from nexus.limits import UNBOUNDED
 from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered, undelivered_bytes
@@ -68,6 +70,7 @@ class Node:
         )
         self.registry = Registry()
         self._listeners = TcpListeners(self.registry, _peek_budget(config))
+        self._status = StatusClient(None, map(parse_network, config.status_private_networks))
         self._hub = HubServer(
             self.registry,
             lambda: self._certificate.context,
@@ -78,6 +81,7 @@ class Node:
                 unauthenticated_per_source=config.max_unauthenticated_sessions_per_source,
                 sessions_per_subject=config.max_sessions_per_subject,
             ),
+            ask_status=self._status.ask,
         )
         self._secrets = (config.backends_jwt_secret.encode(),)
         self._started_at = time.time()
@@ -93,6 +97,7 @@ class Node:
         async with contextlib.AsyncExitStack() as stack:
             hub_socket, relay_sockets = self._bind(stack)
             stack.callback(self._listeners.close)
+            stack.push_async_callback(self._status.aclose)
             admin = await stack.enter_async_context(self._admin())
             for sock in relay_sockets:
                 await self._listeners.listen(sock)
@@ -193,6 +198,8 @@ class Node:
             session_ends_total=dict(totals.session_ends),
             auth_failures_total=dict(totals.auth_failures),
             streams_reset_total=dict(totals.stream_resets),
+            reauthentications_total=dict(totals.reauthentications),
+            ignored_texts_total=totals.ignored_texts,
         )
 
     # -- End --------------------------------------------------------------------------------------------------------

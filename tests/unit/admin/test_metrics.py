@@ -41,6 +41,8 @@ FULL = NodeStats(
     session_ends_total={"timeout": 15},
     auth_failures_total={"stage_0": 16},
     streams_reset_total={"dial_failed": 17},
+    reauthentications_total={"renewed": 18},
+    ignored_texts_total=19,
 )
 
 
@@ -82,6 +84,8 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_session_ends_total", "timeout"): 15,
         ("nexus_auth_failures_total", "stage_0"): 16,
         ("nexus_stream_resets_total", "dial_failed"): 17,
+        ("nexus_reauthentications_total", "renewed"): 18,
+        ("nexus_ignored_texts_total", ""): 19,
     }
 
 
