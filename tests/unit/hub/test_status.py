@@ -32,10 +32,13 @@ class Authorizer:
 
     def __init__(self, pki: Pki) -> None:
         self.paths: list[str] = []
+        self.heads: list[bytes] = []
+        self.certificates: list[object] = []
         self.connections = 0
         self.gone = asyncio.Event()
         self.trust = trusting(pki.ca_file)
-        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pki.ca_file)
+        self.context.verify_mode = ssl.CERT_OPTIONAL
         self.context.load_cert_chain(*pki.issue("authorizer", "localhost", "127.0.0.1"))
         self.port = 0
 
@@ -47,11 +50,13 @@ class Authorizer:
     async def handle(self, reader: Reader, writer: Writer) -> None:
         """Answer one request, then wait for the other side to leave."""
         self.connections += 1
-        path = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1].decode()
+        self.certificates.append(writer.get_extra_info("peercert"))
+        self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+        path = self.heads[-1].split(b" ", 2)[1].decode()
         self.paths.append(path)
         kind, _, rest = path[1:].partition("/")
         answers = {
-            "status": f"HTTP/1.1 {rest} x\r\nContent-Length: 0\r\n\r\n",
+            "status": f"HTTP/1.1 {rest} x\r\nContent-Length: 0\r\nSet-Cookie: a=b; Secure\r\n\r\n",
             "to": f"HTTP/1.1 307 x\r\nLocation: {rest}\r\nContent-Length: 0\r\n\r\n",
             "loop": "HTTP/1.1 302 x\r\nLocation: /loop\r\nContent-Length: 0\r\n\r\n",
             "body": "HTTP/1.1 200 OK\r\n\r\nendless",
@@ -110,6 +115,24 @@ async def test_up_is_exactly_200_of_the_same_origin(authorizer: Authorizer, path
     assert len(authorizer.paths) <= 1 + REDIRECTS_MAX
     if trouble == "it redirects elsewhere":
         assert authorizer.connections == 1
+
+
+async def test_a_question_carries_nothing_of_the_node(authorizer: Authorizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No certificate though one is asked for, no cookie of an earlier answer, no proxy of the environment between."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    async with client(authorizer.trust) as status:
+        assert [await status.ask(f"{authorizer.url}/status/200") for _ in range(2)] == ["", ""]
+    assert authorizer.certificates == [None, None]
+    assert not [head for head in authorizer.heads if b"cookie" in head.lower()]
+
+
+async def test_a_public_address_is_used_where_another_one_is_private(
+    authorizer: Authorizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name may have addresses of both kinds."""
+    monkeypatch.setattr(module, "is_refused", lambda address, _allowed: ":" in address)
+    async with client(authorizer.trust) as status:
+        assert await status.ask(f"{authorizer.url}/status/200") == ""
 
 
 async def test_the_body_is_not_read(authorizer: Authorizer) -> None:
