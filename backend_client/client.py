@@ -9,6 +9,7 @@ import random
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from websockets.client import ClientProtocol
@@ -19,6 +20,7 @@ from backend_client.backoff import STABLE_SESSION_S, Backoff, FailureKind
 from backend_client.dial import open_socket
 from backend_client.events import Event, EventHandler, EventKind, Stats
 from backend_client.proxy import open_tunnel, proxy_for
+from backend_client.reauth import Reauthentication
 from backend_client.session import ClientSession, Forwarder
 from backend_client.tokens import CachingProvider, Stage, TokenProvider, TokenRequest
 from nexus.auth.claims import UdpRoute
@@ -221,7 +223,8 @@ class BackendClient:
             link.release()  # a token may take long: pings are answered meanwhile
             link.send_text(await self._token("attest", challenge.nonce))
             link.start_session()
-            client = ClientSession(link, self.hub, challenge.features, self._forwarder, tasks)
+            reauthentication = Reauthentication(tasks, partial(self._token, "reauth"), self._tell)
+            client = ClientSession(link, self.hub, challenge.features, self._forwarder, tasks, reauthentication)
             client.stream_changed = self._stream_changed
             await self._accepted(client)
         except BaseException:

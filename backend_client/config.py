@@ -27,6 +27,7 @@ from backend_client.config_keys import (
     DEFAULT_TOKEN_TTL_S,
     DEFAULT_WEIGHT,
 )
+from nexus.auth.grants import REAUTH_GRACE_DEFAULT_S
 from nexus.document import Record, in_file_order, load, read, read_file
 from nexus.document.addresses import check_host_port, is_loopback, parse_host_port
 from nexus.errors import ConfigError, Problem
@@ -256,11 +257,22 @@ def _oddities(record: Record) -> Iterator[Problem]:
             yield record.problem(f"nexusAddresses[{index}]", "sends tokens and data in the clear", "write wss://")
         if url.path in ("", "/"):
             yield record.problem(f"nexusAddresses[{index}]", "has no path", "a hub answers at /connect")
+    yield from _slow_token_oddities(record.table("attestation"))
     host = record.text("socks5ListenAddr").rpartition(":")[0].strip("[]")
     if record.text("socks5ListenAddr") and not is_loopback(host):
         yield record.problem(
             "socks5ListenAddr", "offers the hub's network to others without any login", "use 127.0.0.1"
         )
+
+
+def _slow_token_oddities(attestation: Record) -> Iterator[Problem]:
+    """Yield that a token command may take longer than the hub waits for a fresh token (W8)."""
+    grace_s = attestation.integer("reauthGraceSeconds") or REAUTH_GRACE_DEFAULT_S
+    timeout_s = attestation.integer("timeoutSeconds")
+    if attestation.text("command") and attestation.integer("reauthIntervalSeconds") and timeout_s > grace_s:
+        what = f"is {timeout_s}, but the hub waits {grace_s} s for a fresh token and then ends the session"
+        mend = f"set reauthGraceSeconds, and reauth_grace_seconds in the tokens, to {timeout_s} or more, or lower it"
+        yield attestation.problem("timeoutSeconds", what, mend)
 
 
 def _written_hostnames(record: Record) -> list[tuple[str, str]]:

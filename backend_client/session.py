@@ -11,7 +11,8 @@ from backend_client.connection import Connection, StreamInfo
 from backend_client.datagrams import DatagramStats, LocalFlow
 from backend_client.lookups import Lookups, ServiceAddress
 from backend_client.mapping import PortMap, route
-from nexus.errors import NexusError
+from backend_client.reauth import Reauthentication
+from nexus.errors import NexusError, RemoteProtocolError
 from nexus.limits import LineBudget
 from nexus.link.connection import Link, LinkEnd
 from nexus.link.endpoint import SocketEndpoint
@@ -19,6 +20,7 @@ from nexus.link.quiet import wait_until_quiet
 from nexus.link.session import EventHandlers, Session
 from nexus.link.stream import Stream
 from nexus.protocol.constants import CREDITS_INITIAL, DIAL_TIMEOUT_S, FEATURE_DRAIN, FEATURES, NIL_STREAM_ID
+from nexus.protocol.handshake import parse_reauth_challenge
 from nexus.protocol.messages import Control, credit_message, serialize_control, simple_message
 from nexus.protocol.reasons import Reason
 from nexus.protocol.window import SendWindow
@@ -122,6 +124,7 @@ class ClientSession:
         features: tuple[str, ...],
         forwarder: Forwarder,
         tasks: asyncio.TaskGroup,
+        reauthentication: Reauthentication,
     ) -> None:
         """Take over a link behind the stage-1 token; ``features`` is what the hub offers."""
         self.hub = hub
@@ -133,6 +136,7 @@ class ClientSession:
         self.stream_changed: Callable[[Stream, str | None], None] = lambda _stream, _reason: None
         self._forwarder = forwarder
         self._tasks = tasks
+        self._reauthentication = reauthentication
         self._asked: dict[Stream, float] = {}
         common = tuple(name for name in FEATURES if name in features)
         self.session = Session(link, self, common)
@@ -177,8 +181,17 @@ class ClientSession:
         self.session.hold_for(stream)
 
     def text_received(self, text: str) -> None:
-        """Text in a session asks for re-authentication, which this client was not told to expect."""
-        _log.warning("%s sent %d characters of text in the session; ignored", self.hub, len(text))
+        """Text in a session asks for re-authentication, or means nothing (spec backend-protocol 4)."""
+        link = self.session.link
+        try:
+            nonce = parse_reauth_challenge(text)
+        except RemoteProtocolError as error:
+            link.abort(str(error))
+            return
+        if nonce is None:
+            _log.debug("%s sent %d characters of text that ask for nothing; ignored", self.hub, len(text))
+        else:
+            self._reauthentication.challenge(link, nonce)
 
     def pong_received(self, payload: bytes) -> None:
         """The answer to the ping behind the stage-1 token: the hub has accepted it."""
@@ -191,7 +204,8 @@ class ClientSession:
         self.stream_changed(stream, reason)
 
     def session_ended(self, end: LinkEnd) -> None:
-        """Nothing is left here; whoever waits for the link goes on."""
+        """Fetch no token any more; whoever waits for the link goes on."""
+        self._reauthentication.cancel()
 
     # -- Events -----------------------------------------------------------------------------------------------------
 

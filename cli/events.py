@@ -13,6 +13,8 @@ _LEVELS: Final = {
     EventKind.DISCONNECTED: logging.WARNING,
     EventKind.FAILED: logging.WARNING,
     EventKind.REJECTED: logging.ERROR,
+    EventKind.REAUTH_STARTED: logging.DEBUG,
+    EventKind.REAUTH_COMPLETED: logging.DEBUG,
     EventKind.STREAM_OPENED: logging.DEBUG,
     EventKind.STREAM_CLOSED: logging.DEBUG,
 }
@@ -21,6 +23,8 @@ _WORDS: Final = {
     EventKind.DISCONNECTED: "disconnected",
     EventKind.FAILED: "cannot connect",
     EventKind.REJECTED: "the hub refuses this backend",
+    EventKind.REAUTH_STARTED: "asked to re-authenticate",
+    EventKind.REAUTH_COMPLETED: "sent a fresh token",
     EventKind.STREAM_OPENED: "stream opened",
     EventKind.STREAM_CLOSED: "stream closed",
     EventKind.DRAINING: "draining",

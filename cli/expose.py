@@ -43,6 +43,11 @@ HTTP_PORT: Final = 80  # RFC 9110 4.2.1
 _STATUS_INTERVAL_S: Final = 0.25
 """Time between two status lines: quick enough to look live, slow enough to cost nothing."""
 
+_ROUTINE: Final = frozenset(
+    {EventKind.STREAM_OPENED, EventKind.STREAM_CLOSED, EventKind.REAUTH_STARTED, EventKind.REAUTH_COMPLETED}
+)
+"""What a working session does all the time: no news for a terminal."""
+
 
 def expose(  # noqa: PLR0913 — one option for each choice
     hostname: Annotated[str, typer.Argument(metavar="HOST", help="The hostname or wildcard to serve.")],
@@ -124,7 +129,7 @@ class _StatusLine:
         self._trouble = ""
 
     def event(self, event: Event) -> None:
-        if event.kind in (EventKind.STREAM_OPENED, EventKind.STREAM_CLOSED):
+        if event.kind in _ROUTINE:
             return
         self._trouble = "" if event.kind is EventKind.CONNECTED else summary(event)
         self._live.console.print(Text(describe(event)), soft_wrap=True)

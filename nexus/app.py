@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from nexus import __version__
+from nexus.addresses import parse_network
 from nexus.admin.metrics import NodeStats, node_registry
 from nexus.admin.server import AdminServer, Readiness
 from nexus.auth.grants import Policy
@@ -23,6 +24,7 @@ from nexus.document.addresses import parse_host_port
 from nexus.eventloop import on_stop_signal, run
 from nexus.hub.registry import Registry
 from nexus.hub.server import HubLimits, HubServer
+from nexus.hub.status import StatusClient
 from nexus.limits import UNBOUNDED
 from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered, undelivered_bytes
@@ -74,6 +76,7 @@ class Node:
         self.registry = Registry(config.udp_flow_idle_timeout_default_s)
         self._listeners = TcpListeners(self.registry, _peek_budget(config))
         self._udp = UdpListeners(self.registry, UdpSettings(config.udp_max_flows, config.udp_max_datagram_bytes))
+        self._status = StatusClient(None, map(parse_network, config.status_private_networks))
         self._hub = HubServer(
             self.registry,
             lambda: self._certificate.context,
@@ -84,6 +87,7 @@ class Node:
                 unauthenticated_per_source=config.max_unauthenticated_sessions_per_source,
                 sessions_per_subject=config.max_sessions_per_subject,
             ),
+            ask_status=self._status.ask,
         )
         self._secrets = (config.backends_jwt_secret.encode(),)
         self._started_at = time.time()
@@ -100,6 +104,7 @@ class Node:
             hub_socket, relay_sockets, udp_sockets = self._bind(stack)
             stack.callback(self._listeners.close)
             stack.callback(self._udp.close)
+            stack.push_async_callback(self._status.aclose)
             admin = await stack.enter_async_context(self._admin())
             for sock in relay_sockets:
                 await self._listeners.listen(sock)
@@ -216,6 +221,8 @@ class Node:
             datagrams_to_clients_total=self._udp.stats.to_clients,
             datagrams_dropped_total=dict(self._udp.stats.dropped),
             udp_flow_ends_total=dict(self._udp.stats.flow_ends),
+            reauthentications_total=dict(totals.reauthentications),
+            ignored_texts_total=totals.ignored_texts,
         )
 
     # -- End --------------------------------------------------------------------------------------------------------

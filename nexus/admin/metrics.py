@@ -75,6 +75,10 @@ class NodeStats:
     """Datagrams of either direction that were dropped, by reason."""
     udp_flow_ends_total: Mapping[str, int] = field(default_factory=dict)
     """Ended UDP flows by reason."""
+    reauthentications_total: Mapping[str, int] = field(default_factory=dict)
+    """Re-authentications by outcome: renewed, refused, timeout; deferred counts what maintenance put off."""
+    ignored_texts_total: int = 0
+    """Texts of backends that nobody had asked for."""
 
 
 _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
@@ -109,6 +113,7 @@ _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
 _COUNTERS: tuple[tuple[str, Callable[[NodeStats], float], str], ...] = (
     ("nexus_sessions_opened_total", lambda s: s.sessions_total, "Backend sessions that were authenticated."),
     ("nexus_streams_opened_total", lambda s: s.streams_total, "Streams opened to backends, TCP and UDP."),
+    ("nexus_ignored_texts_total", lambda s: s.ignored_texts_total, "Texts of backends that nobody had asked for."),
 )
 
 _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int] | Mapping[int, int]], str], ...] = (
@@ -156,6 +161,12 @@ _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int
         "Datagrams dropped, by reason.",
     ),
     ("nexus_udp_flow_ends_total", "reason", lambda s: s.udp_flow_ends_total, "UDP flows ended, by reason."),
+    (
+        "nexus_reauthentications_total",
+        "outcome",
+        lambda s: s.reauthentications_total,
+        "Re-authentications of sessions, and deferrals of them, by outcome.",
+    ),
 )
 
 

@@ -170,6 +170,11 @@ NODE_KEYS: tuple[Field, ...] = (
         choices=("debug", "info", "warning", "error"),
     ),
     _choice("logFormat", "text for people, or JSON, one object per line", "text", "json"),
+    Field(
+        key="statusPrivateNetworks",
+        kind=Kind.STRINGS,
+        doc="networks besides the public internet in which an authorizer_status_uri may lie, such as 10.1.0.0/16",
+    ),
     _text("backendsJWTSecretFile", "file that holds backendsJWTSecret; one trailing newline is dropped"),
 )
 

@@ -83,6 +83,7 @@ class NodeConfig:
     max_sessions_per_subject: int
     log_level: str
     log_format: str
+    status_private_networks: tuple[str, ...]
     backends_jwt_secret_file: str
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Final
 
@@ -13,7 +14,7 @@ from nexus.link.connection import Link, LinkEnd
 from nexus.link.flow import FLOW_WINDOW, Address, Flow, FlowOwner
 from nexus.link.session import EventHandlers, Session
 from nexus.link.stream import Stream
-from nexus.protocol.constants import FEATURE_DRAIN, FEATURES
+from nexus.protocol.constants import FEATURE_DRAIN, FEATURES, HANDSHAKE_MESSAGE_MAX_BYTES, MESSAGE_MAX_BYTES
 from nexus.protocol.messages import Control, new_stream_id, serialize_control, simple_message
 from nexus.protocol.reasons import Reason, is_clean
 from nexus.protocol.window import SendWindow
@@ -24,6 +25,9 @@ _log = logging.getLogger("nexus.hub")
 # A client's FIN cannot be told to a backend that does not know half-close. It may only have ended its request, so the
 # stream stays for the answer, until nothing came back for so long.
 UNTOLD_FIN_LINGER_S: Final = 30.0
+# While a slow client of a backend without credits holds up the link, an answer may be here unread, for no fault of the
+# backend's. It gets so much more time, and no more: who holds up the link on purpose must not escape the question.
+HELD_GRACE_S: Final = 300.0
 # A backend chooses its close code; only the registered ones are values of a metric's label.
 _NAMED_CODES: Final = frozenset(code.value for code in CloseCode)
 
@@ -44,6 +48,7 @@ class BackendSession:
         self.session = Session(link, self, ())
         self._registry = registry
         self._untold_fins: set[Stream] = set()
+        self._answer: asyncio.Future[str] | None = None
         link.owner = self.session
         registry.join(self)
 
@@ -73,6 +78,31 @@ class BackendSession:
         session.send_control(_connect(flow.id, request, "udp", f"udp:{request.local_port}", FLOW_WINDOW))
         return flow
 
+    async def ask(self, question: str, grace_s: float) -> str:
+        """Send a text and return the first text that comes back; call again only when this has returned.
+
+        Meanwhile a message may be as long as a token of the handshake.
+
+        Raises:
+            TimeoutError: nothing came back within ``grace_s``.
+        """
+        link = self.session.link
+        # Before the question is sent: no answer is too fast for it.
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._answer = answer
+        link.limit_messages(HANDSHAKE_MESSAGE_MAX_BYTES)
+        try:
+            link.send_text(question)
+            await asyncio.wait([answer], timeout=grace_s)
+            if not answer.done() and link.held:
+                await asyncio.wait([answer], timeout=HELD_GRACE_S)
+            if not answer.done():
+                raise TimeoutError(f"no token within {grace_s:g} s (reauth_grace_seconds)")
+            return answer.result()
+        finally:
+            self._answer = None
+            link.limit_messages(MESSAGE_MAX_BYTES)
+
     def sweep(self, now: float, idle_timeout_s: float) -> None:
         """End streams that were idle too long (0: never) or whose client's FIN led to no answer."""
         for stream in tuple(self.session.streams.values()):
@@ -100,8 +130,12 @@ class BackendSession:
             self.session.hold_for(stream)
 
     def text_received(self, text: str) -> None:
-        """Text has no meaning here: no re-authentication is pending."""
-        _log.debug("%s sent %d characters of text outside a handshake", self.name, len(text))
+        """Take the answer to a question; other text has no meaning, and nothing of it is kept."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(text)
+            return
+        self._registry.totals.ignored_texts += 1
+        _log.debug("%s sent %d characters of text that nobody asked for", self.name, len(text))
 
     def pong_received(self, payload: bytes) -> None:
         """A sign of life; the link has noted it."""

@@ -29,6 +29,8 @@ class Totals:
     session_ends: Counter[str] = field(default_factory=Counter)
     auth_failures: Counter[str] = field(default_factory=Counter)
     stream_resets: Counter[str] = field(default_factory=Counter)
+    reauthentications: Counter[str] = field(default_factory=Counter)
+    ignored_texts: int = 0
 
 
 class Registry:

@@ -16,6 +16,7 @@ from nexus.auth.claims import Claims, parse_claims
 from nexus.auth.grants import Grant, Policy, check_stage0, check_stage1
 from nexus.errors import AuthError, NexusError, RemoteProtocolError
 from nexus.hub.backend import BackendSession
+from nexus.hub.reauth import AskStatus, Reauthenticator
 from nexus.hub.registry import Registry
 from nexus.limits import LineBudget, SourceCounter, source_key
 from nexus.link.connection import CLOSE_TIMEOUT_S, WEBSOCKET_LOG, Link
@@ -61,6 +62,8 @@ class HubServer:
         verify: VerifyToken,
         policy: Policy,
         limits: HubLimits,
+        *,
+        ask_status: AskStatus,
     ) -> None:
         """Check tokens by ``verify`` and claims by ``policy``; ``context`` is asked at each connection."""
         self._registry = registry
@@ -68,6 +71,7 @@ class HubServer:
         self._verify = verify
         self._policy = policy
         self._limits = limits
+        self._reauthenticator = Reauthenticator(verify, policy, ask_status, registry.totals)
         self._pending = SourceCounter(limits.unauthenticated, limits.unauthenticated_per_source)
         self._refusal_lines = LineBudget()
 
@@ -97,9 +101,11 @@ class HubServer:
         inbox.guard(link)
         try:
             try:
-                await self._admit(connection, link, inbox)
+                backend = await self._admit(connection, link, inbox)
             finally:
                 self._pending.release(source)
+            if backend is not None and backend.grant.reauth_interval_s:
+                await self._reauthenticator.watch(backend)
             await asyncio.wait([link.lost])
         except (OSError, NexusError) as error:  # TimeoutError and SSLError are OSErrors
             _log.debug("a connection from %s came to nothing: %s", source, error)
@@ -108,8 +114,8 @@ class HubServer:
         finally:
             _cut(connection, link)
 
-    async def _admit(self, connection: socket.socket, link: Link, inbox: Inbox) -> None:
-        """Take a connection up to its session, or refuse it."""
+    async def _admit(self, connection: socket.socket, link: Link, inbox: Inbox) -> BackendSession | None:
+        """Take a connection up to its session and return that, or refuse it."""
         address = format_address(connection.getpeername())
         await self._upgrade(connection, link)
         try:
@@ -119,15 +125,13 @@ class HubServer:
             _log.log(level, "refused a backend from %s: %s", address, error)
             link.close(CLOSE_POLICY, str(error))
             await asyncio.wait([link.lost], timeout=2 * CLOSE_TIMEOUT_S)
-            return
+            return None
         backend = BackendSession(link, grant, self._registry, address)
         link.start_session()
         link.keep_alive(HUB_PING_INTERVAL_S, HUB_DEAD_AFTER_S)
         _log.info("session of %s: weight %d, routes %s", backend.name, grant.weight, ", ".join(grant.route_keys))
-        if grant.reauth_interval_s:
-            what = "asks for re-authentication, which this version does not serve: it is never asked again"
-            _log.warning("the token of %s %s", backend.name, what)
         link.release()
+        return backend
 
     async def _upgrade(self, connection: socket.socket, link: Link) -> None:
         timeout_s = self._limits.upgrade_timeout_s

@@ -120,7 +120,7 @@ class Link(asyncio.BufferedProtocol):
         self._text: list[bytes] = []
         self._error = ""
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._limit_messages(HANDSHAKE_MESSAGE_MAX_BYTES)
+        self.limit_messages(HANDSHAKE_MESSAGE_MAX_BYTES)
 
     # -- asyncio callbacks ------------------------------------------------------------------------------------------
 
@@ -232,7 +232,12 @@ class Link(asyncio.BufferedProtocol):
     def start_session(self) -> None:
         """Bound messages as the session does; call once the handshake is over."""
         self._in_session = True
-        self._limit_messages(MESSAGE_MAX_BYTES)
+        self.limit_messages(MESSAGE_MAX_BYTES)
+
+    def limit_messages(self, limit: int) -> None:
+        """Close with 1009 when a message is longer than this, all its fragments together."""
+        self._reader.max_message_bytes = limit
+        self.websocket.max_message_size = limit
 
     def keep_alive(self, interval_s: float, dead_after_s: float) -> None:
         """Ping every ``interval_s``; abort the link when nothing at all arrived for ``dead_after_s``.
@@ -251,6 +256,11 @@ class Link(asyncio.BufferedProtocol):
         self.ping()
         self._step_s = min(interval_s, dead_after_s - self._silent_s)
         self._later("keep-alive", self._step_s, lambda: self.keep_alive(interval_s, dead_after_s))
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing is read at present: an answer of the other side may be here already, unseen."""
+        return self._held
 
     def hold(self) -> None:
         """Stop reading and delivering, at once, also what was read already."""
@@ -295,10 +305,6 @@ class Link(asyncio.BufferedProtocol):
             self.owner.writable_changed()
 
     # -- Receiving --------------------------------------------------------------------------------------------------
-
-    def _limit_messages(self, limit: int) -> None:
-        self._reader.max_message_bytes = limit
-        self.websocket.max_message_size = limit
 
     def _receive_head(self) -> None:
         upgrade = self._upgrade

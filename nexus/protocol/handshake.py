@@ -8,6 +8,9 @@
 Strategy: each side is a small state machine; the caller verifies tokens, waits and sends. Tokens are the whole text of
 a message. There is no acknowledgement of stage 1 in the protocol, but a hub reads nothing while it checks the token, so
 the pong to a ping sent right behind the token proves acceptance; ``docs/protocol.md`` says so too.
+
+Later, in the session, the hub may ask again, with a fresh nonce: ``{"type":"reauth_challenge","nonce":N}``. That is no
+stage: text in a session means nothing else, and what is no such challenge is ignored (spec backend-protocol 4).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from nexus.errors import LocalProtocolError, RemoteProtocolError
-from nexus.protocol.constants import CHALLENGE_TYPE, FEATURES, NONCE_BYTES
+from nexus.protocol.constants import CHALLENGE_TYPE, FEATURES, NONCE_BYTES, REAUTH_TYPE
 from nexus.protocol.messages import parse_features, replace_surrogates
 
 
@@ -89,6 +92,11 @@ def serialize_challenge(challenge: Challenge) -> str:
     return json.dumps(document, separators=(",", ":"))
 
 
+def serialize_reauth_challenge(nonce: str) -> str:
+    """Return the JSON that asks a session for a fresh token with this nonce."""
+    return json.dumps({"type": REAUTH_TYPE, "nonce": nonce}, separators=(",", ":"))
+
+
 def parse_challenge(text: str) -> Challenge:
     """Read the hub's answer to stage 0.
 
@@ -102,6 +110,32 @@ def parse_challenge(text: str) -> Challenge:
     if not isinstance(document, dict) or document.get("type") != CHALLENGE_TYPE:
         raise RemoteProtocolError(f"the hub's first message is not a {CHALLENGE_TYPE}")
     nonce = document.get("nonce")
-    if not isinstance(nonce, str) or not nonce.strip() or replace_surrogates(nonce) != nonce:
+    if not isinstance(nonce, str) or not _is_nonce(nonce):
         raise RemoteProtocolError("the hub's challenge has no nonce")
     return Challenge(nonce, parse_features(document.get("features")))
+
+
+def parse_reauth_challenge(text: str) -> str | None:
+    """Read a text of the hub in a session: the nonce of a ``reauth_challenge``, None for anything else.
+
+    Raises:
+        RemoteProtocolError: such a challenge without a nonce that could be copied; the session must end.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or document.get("type") != REAUTH_TYPE:
+        return None
+    nonce = document.get("nonce", "")
+    nonce = "" if nonce is None else nonce
+    if not isinstance(nonce, str):  # to the original a value of the wrong type is no JSON at all
+        return None
+    if not _is_nonce(nonce):
+        raise RemoteProtocolError(f"the hub's {REAUTH_TYPE} has no nonce")
+    return nonce
+
+
+def _is_nonce(text: str) -> bool:
+    """Tell whether there is something to copy, and it can be copied: a lone surrogate cannot be encoded."""
+    return bool(text.strip()) and replace_surrogates(text) == text

@@ -27,12 +27,18 @@ class Tokens:
         self.requests: list[TokenRequest] = []
         self.error: Exception | None = None
         self.slow: asyncio.Event | None = None
+        self.slow_stage = "attest"
+        self.cancelled = 0
 
     async def token(self, request: TokenRequest) -> str:
         """Return ``<stage>-token``, with white space around it; fail or wait if told to."""
         self.requests.append(request)
-        if self.slow is not None and request.stage == "attest":
-            await self.slow.wait()
+        if self.slow is not None and request.stage == self.slow_stage:
+            try:
+                await self.slow.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
         if self.error is not None:
             raise self.error
         return f" {request.stage}-token\n"

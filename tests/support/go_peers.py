@@ -20,6 +20,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -76,8 +77,13 @@ class _ClientStream:
 class GoClient:
     """A backend client of the original; ``knows_credits`` False is v0.2.3."""
 
-    def __init__(self, hub_url: str, context: ssl.SSLContext, dial: Dial, *, knows_credits: bool = True) -> None:
+    def __init__(
+        self, hub_url: str, context: ssl.SSLContext, dial: Dial, *, knows_credits: bool = True, **terms: Any
+    ) -> None:
         self.url = hub_url
+        self.terms = terms
+        self.reauthentications = 0
+        self.reauth_weight = 1
         self.context = context
         self.dial = dial
         self.knows_credits = knows_credits
@@ -85,14 +91,14 @@ class GoClient:
         self.kills: list[str] = []
         self.up = asyncio.Event()
         self.streams: dict[bytes, _ClientStream] = {}
-        self._control: deque[bytes] = deque()
+        self._control: deque[bytes | str] = deque()
         self._ready: deque[_ClientStream] = deque()
         self._wake = asyncio.Event()
         self._tasks: asyncio.TaskGroup
 
     async def run(self, *hostnames: str) -> None:
         """Keep one session until it ends."""
-        spec = TokenSpec("go", hostnames or (HOST,))
+        spec = TokenSpec("go", hostnames or (HOST,), **self.terms)
         async with (
             connect(
                 self.url,
@@ -116,6 +122,8 @@ class GoClient:
                 async for message in websocket:
                     if isinstance(message, bytes):
                         self._receive(message)
+                    elif not self._receive_text(message, spec):
+                        websocket.transport.abort()
             writer.cancel()
             raise _Over
 
@@ -129,6 +137,20 @@ class GoClient:
                 self._open(stream_id, document)
             elif stream := self.streams.get(stream_id):
                 self._receive_control(stream, document)
+
+    def _receive_text(self, text: str, spec: TokenSpec) -> bool:
+        """Answer a challenge with control priority; return False where that ends the session."""
+        try:
+            document = json.loads(text)
+        except ValueError:
+            return True
+        if not isinstance(document, dict) or document.get("type") != "reauth_challenge":
+            return True
+        if not document["nonce"].strip():
+            return False
+        self.reauthentications += 1
+        self._send(_token("reauth", document["nonce"], replace(spec, weight=self.reauth_weight)))
+        return True
 
     def _receive_data(self, stream_id: bytes, payload: bytes) -> None:
         stream = self.streams.get(stream_id)
@@ -222,7 +244,7 @@ class GoClient:
 
     # -- Writing ----------------------------------------------------------------------------------------------------
 
-    def _send(self, message: bytes) -> None:
+    def _send(self, message: bytes | str) -> None:
         self._control.append(message)
         self._wake.set()
 
@@ -259,11 +281,13 @@ class GoClient:
             self._have(stream)
 
 
-async def _send_fragmented(websocket: ClientConnection, message: bytes) -> None:
+async def _send_fragmented(websocket: ClientConnection, message: bytes | str) -> None:
     """Send as gorilla does with its 4,096-byte write buffer."""
-    parts = [message[at : at + FRAGMENT_BYTES] for at in range(0, len(message), FRAGMENT_BYTES)]
+    raw = message.encode() if isinstance(message, str) else message
+    parts = [raw[at : at + FRAGMENT_BYTES] for at in range(0, len(raw), FRAGMENT_BYTES)]
     async with websocket.send_context():
-        websocket.protocol.send_binary(parts[0], fin=len(parts) == 1)
+        start = websocket.protocol.send_text if isinstance(message, str) else websocket.protocol.send_binary
+        start(parts[0], fin=len(parts) == 1)
         for number, part in enumerate(parts[1:], 2):
             websocket.protocol.send_continuation(part, fin=number == len(parts))
 
@@ -316,6 +340,8 @@ class GoHub:
         self.streams: dict[bytes, _HubStream] = {}
         self.up = asyncio.Event()
         self._session: ServerConnection | None = None
+        self._hostnames: frozenset[str] = frozenset()
+        self._answer: asyncio.Future[str] | None = None
 
     @property
     def url(self) -> str:
@@ -352,11 +378,29 @@ class GoHub:
                 await websocket.close(*(self.reject_stage1 or (1008, "nonce mismatch")))
                 return
             self._session = websocket
+            self._hostnames = frozenset(claims["hostnames"])
             async for message in websocket:
                 if isinstance(message, bytes):
                     await self._receive(message)
+                elif self._answer is not None and not self._answer.done():
+                    self._answer.set_result(message)
         for stream in tuple(self.streams.values()):
             self._close(stream)
+
+    async def reauthenticate(self, grace_s: float = 10.0, hostnames: frozenset[str] | None = None) -> bool:
+        """Ask the backend for a fresh token; return whether it was good. If not, close without a close frame."""
+        session = self._session
+        assert session is not None
+        nonce = base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
+        self._answer = asyncio.get_running_loop().create_future()
+        await session.send(json.dumps({"type": "reauth_challenge", "nonce": nonce}, separators=(",", ":")))
+        await asyncio.wait([self._answer], timeout=grace_s)
+        claims = _claims(self._answer.result()) if self._answer.done() else {}
+        expected = self._hostnames if hostnames is None else hostnames
+        good = claims.get("session_nonce") == nonce and frozenset(claims["hostnames"]) == expected
+        if not good:
+            session.transport.close()
+        return good
 
     async def _receive(self, message: bytes) -> None:
         if message[0] == 1:

@@ -18,6 +18,7 @@ from nexus.auth.grants import Policy
 from nexus.auth.mint import Stage, TokenSpec, build_claims, mint_token
 from nexus.auth.tokens import verify_token
 from nexus.hub.backend import BackendSession
+from nexus.hub.reauth import AskStatus
 from nexus.hub.registry import Registry
 from nexus.hub.server import HubLimits, HubServer, VerifyToken
 from nexus.protocol.messages import Control, parse_control
@@ -40,6 +41,12 @@ def token(stage: Stage = "handshake", nonce: str = "", secret: str = SECRET, **t
     """Return a token of a backend that claims HOST, unless ``terms`` say otherwise."""
     spec = TokenSpec(**{"subject": NAME, "hostnames": (HOST,), **terms})
     return mint_token(build_claims(stage, nonce, spec, time.time()), secret.encode())
+
+
+async def is_up(uri: str) -> str:
+    """Be an authorizer that is always up."""
+    del uri
+    return ""
 
 
 async def eventually(condition: Callable[[], object], what: str) -> None:
@@ -150,13 +157,20 @@ class Hub:
 
 @contextlib.asynccontextmanager
 async def running_hub(
-    pki: Pki, *, limits: HubLimits | None = None, policy: Policy | None = None, check: VerifyToken = verify
+    pki: Pki,
+    *,
+    limits: HubLimits | None = None,
+    policy: Policy | None = None,
+    check: VerifyToken = verify,
+    ask_status: AskStatus = is_up,
 ) -> AsyncIterator[Hub]:
     """Run a hub on loopback; at the end every connection is gone."""
     files = CertificateFiles(*pki.issue("hub", "localhost"))
     context = hub_server_context(read_certificate(files))
     registry = Registry()
-    server = HubServer(registry, lambda: context, check, policy or Policy(), limits or HubLimits())
+    server = HubServer(
+        registry, lambda: context, check, policy or Policy(), limits or HubLimits(), ask_status=ask_status
+    )
     with contextlib.closing(listen("127.0.0.1", 0, "backendListenAddress")) as sock:
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sock))

@@ -48,6 +48,10 @@ class FakeLink:
         self.round_trip_s: float | None = None
         self.clock_s = 0.0
         self.on_release: Callable[[], None] = lambda: None
+        self.texts: list[str] = []
+        self.on_text: Callable[[str], None] = lambda _text: None
+        self.limits: list[int] = []
+        self.closed: list[tuple[int, str]] = []
 
     def _put(self, kind: str, payload: bytes) -> None:
         if not self.closing:
@@ -64,6 +68,17 @@ class FakeLink:
 
     def send_message(self, message: bytes) -> None:
         self._put("message", message)
+
+    def send_text(self, text: str) -> None:
+        self.texts.append(text)
+        self.on_text(text)
+
+    def limit_messages(self, limit: int) -> None:
+        self.limits.append(limit)
+
+    def close(self, code: int, reason: str) -> None:
+        self.closing = True
+        self.closed.append((code, reason))
 
     def ping(self, payload: bytes = b"") -> None:
         self._put("ping", payload)

@@ -46,6 +46,8 @@ FULL = NodeStats(
     datagrams_to_clients_total=20,
     datagrams_dropped_total={"no_backend": 21},
     udp_flow_ends_total={"idle": 22},
+    reauthentications_total={"renewed": 23},
+    ignored_texts_total=24,
 )
 
 
@@ -92,6 +94,8 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_udp_datagrams_total", "to_clients"): 20,
         ("nexus_udp_datagrams_dropped_total", "no_backend"): 21,
         ("nexus_udp_flow_ends_total", "idle"): 22,
+        ("nexus_reauthentications_total", "renewed"): 23,
+        ("nexus_ignored_texts_total", ""): 24,
     }
 
 

@@ -216,12 +216,28 @@ def test_the_mistakes_of_all_backends_are_reported_in_file_order(path: Path) -> 
         ({"nexusAddresses": "['ws://h/connect']"}, ["nexusAddresses[0]: sends tokens and data in the clear"]),
         ({"nexusAddresses": "['ws://127.0.0.1/connect', 'ws://[::1]:1/connect']"}, []),
         ({"nexusAddresses": "['wss://h']"}, ["nexusAddresses[0]: has no path"]),
+        (
+            {"attestation": "{command: c, reauthIntervalSeconds: 60}"},
+            [
+                "attestation.timeoutSeconds: is 15, but the hub waits 10 s for a fresh token and then ends the session",
+            ],
+        ),
+        (
+            {"attestation": "{command: c, timeoutSeconds: 21, reauthIntervalSeconds: 60, reauthGraceSeconds: 20}"},
+            [
+                "attestation.timeoutSeconds: is 21, but the hub waits 20 s for a fresh token and then ends the session",
+            ],
+        ),
+        ({"attestation": "{command: c, reauthIntervalSeconds: 60, reauthGraceSeconds: 15}"}, []),
+        ({"attestation": "{command: c, timeoutSeconds: 10, reauthIntervalSeconds: 60}"}, []),
+        ({"attestation": "{command: c}"}, []),
+        ({"attestation": "{hmacSecret: s, reauthIntervalSeconds: 60}"}, []),  # no command, no wait
         ({"socks5ListenAddr": "'[::1]:1080'"}, []),
         ({"socks5ListenAddr": "':1080'"}, ["socks5ListenAddr: offers the hub's network to others without any login"]),
     ],
 )
 def test_warnings(path: Path, keys: dict[str, str], expected: list[str]) -> None:
-    """What works but is probably not meant."""
+    """What works but is probably not meant; a token command may be slower than the hub waits (W8)."""
     assert warned(path, **keys) == expected
 
 

@@ -16,8 +16,9 @@ import pytest
 from backend_client import session as module
 from backend_client.connection import Connection, StreamInfo
 from backend_client.events import EventKind
+from backend_client.reauth import Reauthentication
 from backend_client.session import ClientSession, Forwarder
-from nexus.errors import StreamReset
+from nexus.errors import StreamReset, TokenProviderError
 from nexus.limits import STRANGERS_LINES_MAX
 from nexus.link import quiet
 from nexus.link.connection import Link
@@ -275,13 +276,14 @@ async def test_data_for_an_unknown_stream_is_answered() -> None:
 
 async def test_text_in_the_session_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged by its length only."""
+    caplog.set_level(logging.DEBUG, logger="nexus.client")
     async with connected(forwarder()) as it:
-        await it.session.websocket.send('{"type":"reauth_challenge","nonce":"secret"}')
+        await it.session.websocket.send('{"type":"handshake_challenge","nonce":"secret"}')
         await it.session.send("no such event", ID)
         await it.session.send("pong_client", ID)
         await it.session.settle()
         assert it.client.stats.connected
-    assert "44 characters of text" in caplog.text
+    assert "47 characters of text" in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -306,12 +308,18 @@ async def test_a_hub_without_credits_is_paused_and_resumed(service: Service) -> 
 # -- With fakes -----------------------------------------------------------------------------------------------------
 
 
+async def _no_token(_nonce: str) -> str:
+    raise TokenProviderError("there is none")
+
+
 class Fake:
     """A client's session with a fake link."""
 
     def __init__(self, tasks: asyncio.TaskGroup, *features: str, to: Forwarder | None = None) -> None:
         self.link = FakeLink()
-        self.client = ClientSession(cast(Link, self.link), "ws://hub", features, to or forwarder(), tasks)
+        reauthentication = Reauthentication(tasks, _no_token, lambda _kind: None)
+        link = cast(Link, self.link)
+        self.client = ClientSession(link, "ws://hub", features, to or forwarder(), tasks, reauthentication)
 
     def receive(self, event: str, stream_id: bytes = ID, **fields: object) -> None:
         """Let a control message arrive."""

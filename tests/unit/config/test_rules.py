@@ -66,6 +66,14 @@ def warnings(text: str) -> list[str]:
             "relayBindAddresses: ['192.0.2.1', '::1', '[::1]', '192.0.2.1']",
             ["relayBindAddresses[2]: is not an IP address", "relayBindAddresses[3]: 192.0.2.1 is listed twice"],
         ),
+        ("statusPrivateNetworks: [10.0.0.0/8, 'fd00::/8', 127.0.0.1]", []),
+        (
+            "statusPrivateNetworks: [10.0.0.0/8, intranet, 10.0.0.1/8]",
+            [
+                "statusPrivateNetworks[1]: is not a network: 'intranet' does not appear to be an IPv4 or IPv6 network",
+                "statusPrivateNetworks[2]: is not a network: 10.0.0.1/8 has host bits set",
+            ],
+        ),
         ("adminListenAddress: 127.0.0.1:9464", []),
         ("adminListenAddress: '[::1]:9464'", []),
         ("adminListenAddress: unix:/run/nexus.sock", []),

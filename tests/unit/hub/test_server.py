@@ -210,12 +210,6 @@ async def test_no_secret_is_in_a_log_record_or_a_close_reason(
         assert not [text for text in told if secret in text]
 
 
-async def test_a_token_that_asks_for_re_authentication_is_told_of(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
-    """The authorizer wants the session asked again; that it is not must not go unsaid."""
-    await hub.backend(reauth_interval_s=60)
-    assert any("re-authentication" in record.getMessage() for record in caplog.records)
-
-
 async def test_an_accepted_backend_leaves_no_secret_in_the_log(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     """The log says who serves what, at every level nothing more."""
     caplog.set_level(logging.DEBUG)

@@ -19,7 +19,9 @@ from nexus.protocol.handshake import (
     Stage,
     new_nonce,
     parse_challenge,
+    parse_reauth_challenge,
     serialize_challenge,
+    serialize_reauth_challenge,
 )
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "protocol" / "handshake.json").read_text())
@@ -122,9 +124,49 @@ def test_anything_but_a_challenge_with_a_nonce_fails_the_attempt(text: str) -> N
         parse_challenge(text)
 
 
+def test_a_reauthentication_challenge_is_the_originals() -> None:
+    """Byte for byte, and read back."""
+    text = serialize_reauth_challenge("N")
+    assert text == '{"type":"reauth_challenge","nonce":"N"}'
+    assert parse_reauth_challenge(text) == "N"
+    assert parse_reauth_challenge('{"nonce":" a ","type":"reauth_challenge","until":7}') == " a "
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "token",
+        "[]",
+        "{}",
+        '"reauth_challenge"',
+        '{"nonce":"n"}',
+        '{"type":["reauth_challenge"],"nonce":"n"}',
+        '{"type":"reauth_challenge","nonce":7}',
+        '{"type":"handshake_challenge","nonce":"n"}',
+        '{"type":"handshake_challenge","nonce":""}',
+        '{"type":"shazam"}',
+        "[" * 30_000,
+        '{"type":"reauth_challenge","nonce":' + "9" * 30_000 + "}",
+    ],
+)
+def test_other_text_in_a_session_asks_for_nothing(text: str) -> None:
+    """It is ignored (spec backend-protocol 4)."""
+    assert parse_reauth_challenge(text) is None
+
+
+@pytest.mark.parametrize("nonce", ["", ',"nonce":""', ',"nonce":null', ',"nonce":" \\n"', ',"nonce":"\\ud800"'])
+def test_a_reauthentication_challenge_without_a_nonce_is_refused(nonce: str) -> None:
+    """Nobody could answer it (spec backend-protocol 4)."""
+    with pytest.raises(RemoteProtocolError, match="no nonce"):
+        parse_reauth_challenge(f'{{"type":"reauth_challenge"{nonce}}}')
+
+
 @given(st.text(max_size=80) | st.from_type(dict[str, str]).map(json.dumps))
 @settings(max_examples=60, deadline=None)
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Hostile hubs included."""
     with contextlib.suppress(RemoteProtocolError):
         assert parse_challenge(text).nonce
+    with contextlib.suppress(RemoteProtocolError):
+        assert parse_reauth_challenge(text) is None or "reauth_challenge" in text
