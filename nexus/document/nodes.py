@@ -43,6 +43,8 @@ _SYNTAX_IN_PLAIN_WORDS = (  # a piece of the parser's text, what it means, the m
     ("'-' indicator", "a line whose indentation fits nothing above it", "align it with its neighbours"),
     ("<block end>", "a line whose indentation fits nothing above it", "align it with its neighbours"),
     ("characters are not allowed", "a control character", "delete it"),
+    # libyaml looks ahead with a bound of its own, so it may be the first to see it.
+    ("nesting depth", f"it is nested deeper than {MAX_DEPTH} levels", "no configuration needs so many"),
 )
 
 
