@@ -75,7 +75,7 @@ class Node:
         )
         self.registry = Registry(config.udp_flow_idle_timeout_default_s)
         self._listeners = TcpListeners(self.registry, _peek_budget(config))
-        self._udp = UdpListeners(self.registry, UdpSettings(config.udp_max_flows, config.udp_max_datagram_bytes))
+        self._udp = UdpListeners(self.registry, _udp_settings(config))
         self._status = StatusClient(None, map(parse_network, config.status_private_networks))
         self._hub = HubServer(
             self.registry,
@@ -267,6 +267,14 @@ def _policy(config: NodeConfig) -> Policy:
         udp_flow_idle_max_s=config.udp_flow_idle_timeout_max_s,
         maintenance_grace_default_s=config.maintenance_grace_default_s,
         require_expiry=config.require_token_expiry,
+    )
+
+
+def _udp_settings(config: NodeConfig) -> UdpSettings:
+    return UdpSettings(
+        flows_max=config.udp_max_flows,
+        datagram_max_bytes=config.udp_max_datagram_bytes,
+        flows_per_source=config.max_connections_per_source or UNBOUNDED,
     )
 
 

@@ -141,7 +141,7 @@ NODE_KEYS: tuple[Field, ...] = (
         32,
         minimum=UNBOUNDED,
     ),
-    _count("maxConnectionsPerSource", "client connections per source address; 0 = unlimited"),
+    _count("maxConnectionsPerSource", "client connections, and UDP flows, per source address; 0 = unlimited"),
     _ports(
         "serverFirstPorts",
         "claimed ports on which the server speaks first, so that no client is waited for; empty = the usual ones "

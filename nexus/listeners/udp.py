@@ -19,12 +19,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from nexus.limits import UNBOUNDED, SourceCounter, source_key
 from nexus.link.flow import Address, Flow
 from nexus.listeners.flows import FlowTable
 from nexus.listeners.origin import ANCILLARY_BYTES, ask_for_origin, origin_of, reply_from
 from nexus.protocol.framing import Buffer
 from nexus.protocol.reasons import Reason
-from nexus.routing.decide import Reject
+from nexus.routing.decide import Reject, RejectReason
 from nexus.sockets import format_address
 from nexus.transport import Dialer, OpenRequest
 
@@ -43,6 +44,7 @@ class UdpSettings:
 
     flows_max: int = 200_000
     datagram_max_bytes: int = 2048
+    flows_per_source: int = UNBOUNDED
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class UdpListeners:
         self.dialer = dialer
         self.settings = settings
         self.stats = UdpStats()
+        self.sources = SourceCounter(UNBOUNDED, settings.flows_per_source)
         self.ports: dict[int, UdpPort] = {}
 
     @property
@@ -121,9 +124,14 @@ class UdpPort:
 
     def end(self, flow: Flow, why: str) -> None:
         """End a flow from this side."""
+        self.forget(flow, why)
+        flow.close(Reason.TIMEOUT if why == "idle" else Reason.NORMAL)
+
+    def forget(self, flow: Flow, why: str) -> None:
+        """Note that a flow is over."""
         self.flows.remove(flow.client, flow)
         self.listeners.stats.flow_ends[why] += 1
-        flow.close(Reason.TIMEOUT if why == "idle" else Reason.NORMAL)
+        self.listeners.sources.release(source_key(flow.client[0]))
 
 
 class _Reader:
@@ -177,10 +185,15 @@ class _Reader:
             self._stats.dropped["backend_slow"] += 1
 
     def _open(self, client: Address, now: float) -> Flow | None:
-        port = self._port
+        port, sources = self._port, self._port.listeners.sources
+        source = source_key(client[0])
+        if not sources.admit(source):
+            self._stats.dropped[RejectReason.OVERLOADED.value] += 1
+            return None
         request = OpenRequest(None, is_tls=False, local_port=port.number, client=format_address(client))
         flow = port.listeners.dialer.open_flow(request, self, client)
         if isinstance(flow, Reject):
+            sources.release(source)
             self._stats.dropped[flow.reason.value] += 1
             return None
         evicted = port.flows.add(client, flow, now)
@@ -207,5 +220,4 @@ class _Reader:
 
     def flow_ended(self, flow: Flow) -> None:
         """Forget it."""
-        self._port.flows.remove(flow.client, flow)
-        self._stats.flow_ends["backend"] += 1
+        self._port.forget(flow, "backend")

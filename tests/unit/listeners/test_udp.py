@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from nexus.limits import UNBOUNDED
 from nexus.link.flow import Flow
 from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES
 from nexus.listeners import udp
@@ -71,10 +72,12 @@ async def heard(client: socket.socket) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def listening(host: str = "127.0.0.1", flows_max: int = 1000) -> AsyncIterator[Setup]:
+async def listening(
+    host: str = "127.0.0.1", flows_max: int = 1000, flows_per_source: int = UNBOUNDED
+) -> AsyncIterator[Setup]:
     """Read a free UDP port; at the end no flow is left in any table."""
     dialer = Dialer()
-    listeners = UdpListeners(dialer, UdpSettings(flows_max, LIMIT))
+    listeners = UdpListeners(dialer, UdpSettings(flows_max, LIMIT, flows_per_source))
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(contextlib.closing(sock)) for sock in listen_udp(host, 0, "udpRelayPorts")]
         listeners.listen(sockets)
@@ -86,7 +89,7 @@ async def listening(host: str = "127.0.0.1", flows_max: int = 1000) -> AsyncIter
                 client.close()
             listeners.close()
             dialer.side.session.link_lost(LOST)
-            assert listeners.flows == 0
+            assert listeners.flows == listeners.sources.held == 0
 
 
 async def test_each_client_has_a_flow_of_its_own_and_gets_its_own_answers() -> None:
@@ -192,6 +195,20 @@ async def test_beyond_the_bound_the_least_recently_seen_flow_goes() -> None:
         await eventually(lambda: setup.listeners.stats.flow_ends == {"evicted": 1}, "one is evicted")
         assert second not in tuple(setup.port.flows)
         assert [control.stream_id for control in setup.dialer.side.link.controls("disconnect")] == [second.id]
+
+
+async def test_flows_of_one_source_are_bounded_where_the_operator_says_so() -> None:
+    """Whatever port they come from; an ended flow makes room."""
+    async with listening(flows_per_source=1) as setup:
+        flow = await setup.flow(setup.client())
+        setup.client().send(b"one too many")
+        await eventually(lambda: setup.dropped == {"overloaded": 1}, "it is counted")
+        setup.port.end(flow, "idle")
+        setup.dialer.refusal = RejectReason.NO_BACKEND
+        setup.client().send(b"nobody there")
+        await eventually(lambda: setup.dropped == {"overloaded": 1, "no_backend": 1}, "it holds no place")
+        setup.dialer.refusal = None
+        await setup.flow(setup.client())
 
 
 async def test_idle_flows_end_and_busy_ones_stay() -> None:
