@@ -1,4 +1,4 @@
-"""``nexus expose``: one hostname, one local service, one hub, no file."""
+"""``nexus expose``: one hostname, or whole ports, one hub, no file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from websockets.uri import parse_uri
 
 from backend_client.backoff import PERSISTENT_REJECTIONS
 from backend_client.client import BackendClient
-from backend_client.config import Attestation, BackendConfig, ClientFile, PortMapping
+from backend_client.config import Attestation, BackendConfig, ClientFile, PortMapping, UdpRoute
 from backend_client.events import Event, EventKind, Stats
 from backend_client.service import clients_of, run_clients
 from cli import render
@@ -31,8 +31,10 @@ from cli.options import (
     LogLevel,
     SecretFile,
     parse_address,
+    parse_port,
     parse_ports,
     shared_secret,
+    split_list,
 )
 from nexus import logs
 from nexus.hostnames import is_port_key, normalize_wildcard
@@ -50,10 +52,14 @@ _ROUTINE: Final = frozenset(
 
 
 def expose(  # noqa: PLR0913 — one option for each choice
-    hostname: Annotated[str, typer.Argument(metavar="HOST", help="The hostname or wildcard to serve.")],
+    hostname: Annotated[
+        str, typer.Argument(metavar="[HOST]", help="The hostname or wildcard to serve; none with claimed ports alone.")
+    ] = "",
     *,
-    to: Annotated[str, typer.Option(metavar="ADDR", help="The local TLS service: 8443, :8443 or 127.0.0.1:8443.")],
     hub: Annotated[str, typer.Option(metavar="URL", help="The hub: wss://hub.example.com:8443.")],
+    to: Annotated[
+        str, typer.Option(metavar="ADDR", help="The local TLS service of HOST: 8443, :8443 or 127.0.0.1:8443.")
+    ] = "",
     secret_file: SecretFile = "",
     token_command: Annotated[
         str, typer.Option(metavar="CMD", help="Program, with its arguments, that prints a token; instead of a secret.")
@@ -66,22 +72,34 @@ def expose(  # noqa: PLR0913 — one option for each choice
         list[str] | None,
         typer.Option(metavar="N", help="A public port of the node to serve; repeat it.", show_default=str(HTTPS_PORT)),
     ] = None,
+    claim_tcp: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PORT=ADDR", help="Claim a whole TCP port of the node for a local service; repeat it."),
+    ] = None,
+    claim_udp: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PORT=ADDR", help="Claim a UDP port of the node for a local service; repeat it."),
+    ] = None,
     http_to: Annotated[
         str, typer.Option(metavar="ADDR", help=f"A local HTTP service for the public port {HTTP_PORT}.")
     ] = "",
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
 ) -> None:
-    """Serve a hostname from a local service through a node, until Ctrl-C; needs no file.
+    """Serve a hostname, or whole ports, from local services through a node, until Ctrl-C; needs no file.
 
     Gives up with exit code 1 when the hub refuses the token five times in a row.
     """
+    tcp, udp = _claims(claim_tcp, "--claim-tcp"), _claims(claim_udp, "--claim-udp")
+    names = (_checked_hostname(hostname),) if hostname or not (tcp or udp) else ()
     backend = BackendConfig(
-        name=_checked_hostname(hostname),
-        hostnames=(_checked_hostname(hostname),),
+        name=names[0] if names else "ports",
+        hostnames=names,
+        tcp_ports=tuple(tcp),
+        udp_routes=tuple(UdpRoute(number) for number in udp),
         nexus_addresses=(hub_url(hub),),
         attestation=_attestation(secret_file, token_command),
-        port_mappings=_port_mappings(to, port, http_to),
+        port_mappings=_merged(_port_mappings(to, port, http_to) if names else {}, tcp, udp),
         ca_file=str(ca_file or ""),
     )
     with _reporter(log_level, log_format) as reporter:
@@ -217,6 +235,27 @@ def _attestation(secret_file: str, token_command: str) -> Attestation:
     secret = shared_secret(secret_file)  # also of a file, so that a wrong path is told at once
     is_file = secret_file not in ("", STDIN)
     return Attestation(hmac_secret=secret, hmac_secret_file=secret_file if is_file else "")
+
+
+def _claims(items: list[str] | None, option: str) -> dict[int, str]:
+    """Return the claimed ports with their targets."""
+    claims: dict[int, str] = {}
+    for item in split_list(items):
+        port, equals, address = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{item!r} is not PORT=ADDR, such as 25=127.0.0.1:2525", param_hint=option)
+        if claims.setdefault(parse_port(port, option), target := parse_address(address, option)) != target:
+            raise typer.BadParameter(f"the port {port} is claimed for two services", param_hint=option)
+    return claims
+
+
+def _merged(mappings: dict[int, PortMapping], *claims: dict[int, str]) -> dict[int, PortMapping]:
+    """Add the targets of claimed ports; a port leads to one service, whoever asks."""
+    for port, target in (pair for some in claims for pair in some.items()):
+        if mappings.setdefault(port, PortMapping(target)).default != target:
+            what = f"the port {port} leads to {mappings[port].default} already; different services need a client file"
+            raise typer.BadParameter(what, param_hint="--claim-tcp, --claim-udp")
+    return mappings
 
 
 def _port_mappings(to: str, ports: list[str] | None, http_to: str) -> dict[int, PortMapping]:

@@ -83,6 +83,20 @@ def test_one_line_makes_a_backend(exposed: Exposed, tmp_path: Path) -> None:
     }
 
 
+def test_ports_are_claimed_with_and_without_a_hostname(exposed: Exposed) -> None:
+    """Each leads to its own service; one port over both transports to the same one."""
+    claims = ("--claim-tcp", "25=2525,53=10.0.0.1:53", "--claim-udp", "53=10.0.0.1:53", "--hub", HUB)
+    nexus("expose", *claims, env=ENVIRONMENT)
+    nexus("expose", "a.example.com", "--to", "8443", *claims, env=ENVIRONMENT)
+    alone, both = exposed.backends
+    assert (alone.name, alone.hostnames, both.hostnames) == ("ports", (), ("a.example.com",))
+    for backend in exposed.backends:
+        assert (backend.tcp_ports, [route.port for route in backend.udp_routes]) == ((25, 53), [53])
+    ports = {25: PortMapping("127.0.0.1:2525"), 53: PortMapping("10.0.0.1:53")}
+    assert alone.port_mappings == ports
+    assert both.port_mappings == {443: PortMapping("127.0.0.1:8443"), **ports}
+
+
 def test_https_port_is_the_default(exposed: Exposed) -> None:
     """Port 80 is served only with an address of its own."""
     nexus("expose", "*.example.com", "--to", "8443", "--hub", HUB, env=ENVIRONMENT)
@@ -122,6 +136,14 @@ def test_token_command_is_split_like_a_shell_does(exposed: Exposed) -> None:
         (("a.example.com", "--to", "8443", "--hub", HUB, "--port", "0"), 2),
         (("tcp:22", "--to", "8443", "--hub", HUB), 2),
         ((" ", "--to", "8443", "--hub", HUB), 2),
+        (("--hub", HUB), 2),
+        (("a.example.com", "--hub", HUB), 2),
+        (("--claim-tcp", "25", "--hub", HUB), 2),
+        (("--claim-tcp", "0=25", "--hub", HUB), 2),
+        (("--claim-udp", "53=x", "--hub", HUB), 2),
+        (("--claim-udp", "53=1,53=2", "--hub", HUB), 2),
+        (("--claim-udp", "53=1", "--claim-tcp", "53=2", "--hub", HUB), 2),
+        (("a.example.com", "--to", "8443", "--claim-tcp", "443=1", "--hub", HUB), 2),
     ],
 )
 def test_mistakes_are_told_before_anything_is_dialled(exposed: Exposed, arguments: tuple[str, ...], code: int) -> None:
