@@ -259,6 +259,8 @@ def _merged(mappings: dict[int, PortMapping], *claims: dict[int, str]) -> dict[i
 
 
 def _port_mappings(to: str, ports: list[str] | None, http_to: str) -> dict[int, PortMapping]:
+    if not to:
+        raise typer.BadParameter("a hostname needs the address of its local TLS service", param_hint="--to")
     target = PortMapping(parse_address(to, "--to"))
     mappings = dict.fromkeys(parse_ports(ports, "--port") or (HTTPS_PORT,), target)
     if http_to:
