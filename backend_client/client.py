@@ -16,11 +16,11 @@ from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
 from backend_client.backoff import STABLE_SESSION_S, Backoff, FailureKind
-from backend_client.dial import open_socket
 from backend_client.events import Event, EventHandler, EventKind, Stats
 from backend_client.proxy import open_tunnel, proxy_for
 from backend_client.session import ClientSession, Forwarder
 from backend_client.tokens import CachingProvider, Stage, TokenProvider, TokenRequest
+from nexus.dial import open_socket
 from nexus.errors import ConfigError, NexusError, Problem, RejectedError, TokenProviderError
 from nexus.link.connection import WEBSOCKET_LOG, Link, LinkEnd
 from nexus.link.inbox import Inbox
