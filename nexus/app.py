@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from nexus import __version__
+from nexus.addresses import parse_network
 from nexus.admin.metrics import NodeStats, node_registry
 from nexus.admin.server import AdminServer, Readiness
 from nexus.auth.grants import Policy
@@ -23,6 +24,7 @@ from nexus.document.addresses import parse_host_port
 from nexus.eventloop import on_stop_signal, run
 from nexus.hub.registry import Registry
 from nexus.hub.server import HubLimits, HubServer
+from nexus.hub.targets import OutboundPolicy
 from nexus.limits import UNBOUNDED
 from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered, undelivered_bytes
@@ -78,6 +80,7 @@ class Node:
                 unauthenticated_per_source=config.max_unauthenticated_sessions_per_source,
                 sessions_per_subject=config.max_sessions_per_subject,
             ),
+            outbound=_outbound(config),
         )
         self._secrets = (config.backends_jwt_secret.encode(),)
         self._started_at = time.time()
@@ -151,7 +154,8 @@ class Node:
 
     async def _sweep(self) -> None:
         timeout_s = self._config.idle_timeout_s
-        interval_s = min(max(timeout_s * _SWEEP_SHARE, _SWEEP_MIN_S), _SWEEP_MAX_S) if timeout_s else _SWEEP_MAX_S
+        shortest_s = min(filter(None, (timeout_s, self._config.outbound_idle_timeout_s)), default=0)
+        interval_s = min(max(shortest_s * _SWEEP_SHARE, _SWEEP_MIN_S), _SWEEP_MAX_S) if shortest_s else _SWEEP_MAX_S
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(interval_s)
@@ -193,6 +197,9 @@ class Node:
             session_ends_total=dict(totals.session_ends),
             auth_failures_total=dict(totals.auth_failures),
             streams_reset_total=dict(totals.stream_resets),
+            outbound_connections=sum(backend.outbound.held for backend in self.registry.sessions),
+            outbound_total=totals.outbound,
+            outbound_refusals_total=dict(totals.outbound_refusals),
         )
 
     # -- End --------------------------------------------------------------------------------------------------------
@@ -236,6 +243,17 @@ def _policy(config: NodeConfig) -> Policy:
         udp_flow_idle_max_s=config.udp_flow_idle_timeout_max_s,
         maintenance_grace_default_s=config.maintenance_grace_default_s,
         require_expiry=config.require_token_expiry,
+    )
+
+
+def _outbound(config: NodeConfig) -> OutboundPolicy:
+    return OutboundPolicy(
+        allowed=config.allow_outbound,
+        ports=frozenset(config.allowed_outbound_ports),
+        connections=config.max_outbound_conns_per_backend,
+        dial_timeout_s=config.outbound_dial_timeout_s,
+        idle_timeout_s=config.outbound_idle_timeout_s,
+        private_networks=tuple(parse_network(text) for text in config.outbound_private_networks),
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
+from nexus.addresses import parse_network
 from nexus.config.keys import UNBOUNDED
 from nexus.document import Record
 from nexus.document.addresses import ServiceResolver, check_host_port, is_ip, is_loopback, parse_host_port
@@ -134,6 +135,14 @@ def _bind_addresses(record: Record) -> Iterator[Problem]:
             yield record.problem(key, f"{address} is listed twice", "delete one")
 
 
+def _private_networks(record: Record) -> Iterator[Problem]:
+    for index, network in enumerate(record.texts("outboundPrivateNetworks")):
+        try:
+            parse_network(network)
+        except ValueError as error:
+            yield record.problem(f"outboundPrivateNetworks[{index}]", str(error), "write one such as 10.1.0.0/16")
+
+
 def _claims_without_port(claims: str, ports: str) -> Rule:
     def rule(record: Record) -> Iterator[Problem]:
         for index, port in enumerate(record.integers(claims)):
@@ -216,6 +225,7 @@ ERRORS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"stunPort", "udpRelayPorts"}), _stun),
     (frozenset({"peekTimeouts"}), _peek_timeouts),
     (frozenset({"relayBindAddresses"}), _bind_addresses),
+    (frozenset({"outboundPrivateNetworks"}), _private_networks),
 )
 WARNINGS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"allowedTCPPortClaims", "relayPorts"}), _claims_without_port("allowedTCPPortClaims", "relayPorts")),

@@ -21,7 +21,6 @@ UNSERVED: Mapping[str, Callable[[NodeConfig], bool]] = {
     "allowedUDPPortClaims": lambda config: bool(config.allowed_udp_port_claims),
     "registrationURL": lambda config: bool(config.registration_url),
     "stunPort": lambda config: config.stun_port > 0,
-    "allowOutbound": lambda config: config.allow_outbound,
 }
 
 

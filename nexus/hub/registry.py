@@ -27,6 +27,8 @@ class Totals:
     session_ends: Counter[str] = field(default_factory=Counter)
     auth_failures: Counter[str] = field(default_factory=Counter)
     stream_resets: Counter[str] = field(default_factory=Counter)
+    outbound: int = 0
+    outbound_refusals: Counter[str] = field(default_factory=Counter)
 
 
 class Registry:

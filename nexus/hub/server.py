@@ -17,6 +17,7 @@ from nexus.auth.grants import Grant, Policy, check_stage0, check_stage1
 from nexus.errors import AuthError, NexusError, RemoteProtocolError
 from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Registry
+from nexus.hub.targets import NO_OUTBOUND, OutboundPolicy
 from nexus.limits import LineBudget, SourceCounter, source_key
 from nexus.link.connection import CLOSE_TIMEOUT_S, WEBSOCKET_LOG, Link
 from nexus.link.inbox import Inbox
@@ -61,8 +62,11 @@ class HubServer:
         verify: VerifyToken,
         policy: Policy,
         limits: HubLimits,
+        *,
+        outbound: OutboundPolicy = NO_OUTBOUND,
     ) -> None:
         """Check tokens by ``verify`` and claims by ``policy``; ``context`` is asked at each connection."""
+        self._outbound = outbound
         self._registry = registry
         self._context = context
         self._verify = verify
@@ -83,12 +87,12 @@ class HubServer:
                 connection, address = await accept(sock)
                 source = source_key(address)
                 if self._pending.admit(source):
-                    tasks.create_task(self._serve_one(connection, source))
+                    tasks.create_task(self._serve_one(connection, source, tasks))
                 else:
                     self._registry.totals.auth_failures["limit"] += 1
                     connection.close()
 
-    async def _serve_one(self, connection: socket.socket, source: str) -> None:
+    async def _serve_one(self, connection: socket.socket, source: str, tasks: asyncio.TaskGroup) -> None:
         """Run one connection to its end; nothing that a stranger does may escape."""
         inbox = Inbox()
         protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
@@ -97,7 +101,7 @@ class HubServer:
         inbox.guard(link)
         try:
             try:
-                await self._admit(connection, link, inbox)
+                await self._admit(connection, link, inbox, tasks)
             finally:
                 self._pending.release(source)
             await asyncio.wait([link.lost])
@@ -108,7 +112,7 @@ class HubServer:
         finally:
             _cut(connection, link)
 
-    async def _admit(self, connection: socket.socket, link: Link, inbox: Inbox) -> None:
+    async def _admit(self, connection: socket.socket, link: Link, inbox: Inbox, tasks: asyncio.TaskGroup) -> None:
         """Take a connection up to its session, or refuse it."""
         address = format_address(connection.getpeername())
         await self._upgrade(connection, link)
@@ -120,7 +124,7 @@ class HubServer:
             link.close(CLOSE_POLICY, str(error))
             await asyncio.wait([link.lost], timeout=2 * CLOSE_TIMEOUT_S)
             return
-        backend = BackendSession(link, grant, self._registry, address)
+        backend = BackendSession(link, grant, self._registry, address, tasks, outbound=self._outbound)
         link.start_session()
         link.keep_alive(HUB_PING_INTERVAL_S, HUB_DEAD_AFTER_S)
         _log.info("session of %s: weight %d, routes %s", backend.name, grant.weight, ", ".join(grant.route_keys))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import cast
 
@@ -22,7 +23,7 @@ def join(registry: Registry, *hostnames: str, weight: int = 1, subject: str = "b
     """Let a backend behind a fake link serve names."""
     link = FakeLink()
     grant = Grant(hostnames=hostnames or (HOST,), weight=weight, subject=subject)
-    return BackendSession(cast(Link, link), grant, registry, "192.0.2.1:5"), link
+    return BackendSession(cast(Link, link), grant, registry, "192.0.2.1:5", asyncio.TaskGroup()), link
 
 
 def lose(backend: BackendSession, link: FakeLink, end: LinkEnd = LOST) -> None:
