@@ -20,6 +20,7 @@ from nexus.auth.tokens import verify_token
 from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Registry
 from nexus.hub.server import HubLimits, HubServer, VerifyToken
+from nexus.hub.targets import NO_OUTBOUND, OutboundPolicy
 from nexus.protocol.messages import Control, parse_control
 from nexus.sockets import listen
 from nexus.tls.certificates import CertificateFiles, read_certificate
@@ -150,13 +151,18 @@ class Hub:
 
 @contextlib.asynccontextmanager
 async def running_hub(
-    pki: Pki, *, limits: HubLimits | None = None, policy: Policy | None = None, check: VerifyToken = verify
+    pki: Pki,
+    *,
+    limits: HubLimits | None = None,
+    policy: Policy | None = None,
+    check: VerifyToken = verify,
+    outbound: OutboundPolicy = NO_OUTBOUND,
 ) -> AsyncIterator[Hub]:
     """Run a hub on loopback; at the end every connection is gone."""
     files = CertificateFiles(*pki.issue("hub", "localhost"))
     context = hub_server_context(read_certificate(files))
     registry = Registry()
-    server = HubServer(registry, lambda: context, check, policy or Policy(), limits or HubLimits())
+    server = HubServer(registry, lambda: context, check, policy or Policy(), limits or HubLimits(), outbound=outbound)
     with contextlib.closing(listen("127.0.0.1", 0, "backendListenAddress")) as sock:
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sock))
