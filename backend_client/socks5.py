@@ -55,6 +55,7 @@ _REPLIES: Final = {
     OutboundRefusal.TOKEN_PORT: Reply.NOT_ALLOWED,
     OutboundRefusal.LIMIT: Reply.FAILURE,
     OutboundRefusal.ID: Reply.FAILURE,
+    OutboundRefusal.STOPPING: Reply.FAILURE,
     OutboundRefusal.PRIVATE: Reply.NOT_ALLOWED,
     OutboundRefusal.NAME: Reply.HOST_UNREACHABLE,
     OutboundRefusal.REFUSED: Reply.REFUSED,

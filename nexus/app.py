@@ -207,6 +207,7 @@ class Node:
     async def _end(self) -> None:
         """Take nothing new, let what moves go on for the grace period, then say goodbye to the backends."""
         self._listeners.close()
+        self.registry.closed = True
         await wait_until_quiet(self.registry.streams, self._config.shutdown_grace_s)
         links = [backend.session.link for backend in self.registry.sessions]
         for link in links:

@@ -47,7 +47,7 @@ class BackendSession:
         self.grant = grant
         self.address = address
         self.session = Session(link, self, ())
-        self.outbound = Outbound(self.session, grant, outbound, registry.totals, tasks)
+        self.outbound = Outbound(self.session, grant, outbound, registry, tasks)
         self.events: EventHandlers = {
             "hello": self._on_hello,
             "ping_client": self._on_ping_client,

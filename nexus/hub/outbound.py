@@ -14,7 +14,7 @@ from functools import partial
 from nexus.addresses import is_refused
 from nexus.auth.grants import Grant
 from nexus.dial import connect, resolve
-from nexus.hub.registry import Totals
+from nexus.hub.registry import Registry
 from nexus.hub.targets import OutboundPolicy, Target, check_request, failure_of
 from nexus.link.endpoint import SocketEndpoint
 from nexus.link.session import Session
@@ -22,6 +22,7 @@ from nexus.link.stream import Stream
 from nexus.protocol.messages import Control, serialize_control
 from nexus.protocol.reasons import OutboundRefusal, Reason
 from nexus.protocol.window import SendWindow
+from nexus.sockets import keep_alive
 
 _log = logging.getLogger("nexus.hub")
 
@@ -42,13 +43,13 @@ class Outbound:
     """What one session dials."""
 
     def __init__(
-        self, session: Session, grant: Grant, policy: OutboundPolicy, totals: Totals, tasks: asyncio.TaskGroup
+        self, session: Session, grant: Grant, policy: OutboundPolicy, registry: Registry, tasks: asyncio.TaskGroup
     ) -> None:
-        """Dial in ``tasks``, and count in ``totals``."""
+        """Dial in ``tasks``, and count in the totals of ``registry``."""
         self.policy = policy
         self._session = session
         self._grant = grant
-        self._totals = totals
+        self._registry = registry
         self._tasks = tasks
         self._slots: dict[bytes, _Slot] = {}
 
@@ -66,6 +67,8 @@ class Outbound:
         stream_id = request.stream_id
         in_use = stream_id in self._session.streams or stream_id in self._slots
         target = check_request(request, self.policy, self._grant, held=self.held, id_in_use=in_use)
+        if self._registry.closed:
+            target = OutboundRefusal.STOPPING
         if isinstance(target, OutboundRefusal):
             self._refuse(stream_id, target)
             return
@@ -80,7 +83,7 @@ class Outbound:
         if slot is not None and slot.dial is not None:
             slot.dial.cancel()
             self._release(slot)
-            self._totals.outbound_refusals[GIVEN_UP] += 1
+            self._registry.totals.outbound_refusals[GIVEN_UP] += 1
 
     def end(self) -> None:
         """Stop every dial: the session is over. Its streams end by themselves."""
@@ -123,10 +126,11 @@ class Outbound:
             sock.close()
             self._refuse(slot.stream_id, OutboundRefusal.ID)
             return
+        keep_alive(sock)  # a target that vanishes must not keep its slot
         # Known before it is announced, and announced before the socket is read.
         stream = session.streams[slot.stream_id] = Stream(session, slot.stream_id, SendWindow(paced=True))
         slot.dial = None  # from here on the socket has the slot, and a disconnect the stream
-        self._totals.outbound += 1
+        self._registry.totals.outbound += 1
         self._answer(Control("outbound_result", stream.id, success=True, credits=stream.receive_window.size))
         try:
             _, endpoint = await asyncio.get_running_loop().create_connection(
@@ -141,7 +145,7 @@ class Outbound:
 
     def _refuse(self, stream_id: bytes, refusal: OutboundRefusal) -> None:
         _log.debug("refused an outbound connection: %s", refusal)
-        self._totals.outbound_refusals[refusal.name.lower()] += 1
+        self._registry.totals.outbound_refusals[refusal.name.lower()] += 1
         self._answer(Control("outbound_result", stream_id, reason=refusal))
 
     def _answer(self, answer: Control) -> None:

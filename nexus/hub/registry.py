@@ -39,6 +39,7 @@ class Registry:
         self.table: RouteTable[BackendSession] = RouteTable()
         self.sessions: set[BackendSession] = set()
         self.totals = Totals()
+        self.closed = False  # the node stops: backends may have nothing new dialled
         self._subjects: Counter[str] = Counter()
 
     def join(self, backend: BackendSession) -> None:

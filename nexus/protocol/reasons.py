@@ -42,6 +42,7 @@ class OutboundRefusal(StrEnum):
     TOKEN_PORT = "the token does not allow connections to this port"  # noqa: S105 — words
     LIMIT = "this backend has too many outbound connections"
     ID = "the id of the connection is nil or in use"
+    STOPPING = "the hub is stopping"
     PRIVATE = "the target's address is not public"
     NAME = "the target's name was not found"
     REFUSED = "the target refused the connection"

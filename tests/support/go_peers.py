@@ -1,11 +1,12 @@
 """Stand-ins for the original's peers, written from the specification: what they send, count, bound and forget.
 
 ``GoClient`` is a backend client (v0.3.14, or v0.2.3 without credits), ``GoHub`` a hub with one public port (v0.3.14, or
-the credit-less one of v0.2.3's day). Where the original would break a stream they note it in ``kills`` and break it, so
+the credit-less one of v0.2.3's day). Both know outbound connections (with credits v0.3.8 and later, without them v0.3.1
+to v0.3.5). Where the original would break a stream they note it in ``kills`` and break it, so
 that a test sees both. They are kinder than the original in one thing: at a stream's end they deliver what they hold,
 where the original gives it 50 ms, so that a missing byte is our fault.
 
-Source: spec backend-protocol 1, 2, 6, 7, 8, 24.
+Source: spec backend-protocol 1, 2, 6, 7, 8, 12, 24.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ CLIENT_OUT_QUEUE = 256
 HIGH_WATER, LOW_WATER = 48, 16
 TURN_MESSAGES = 4
 CLOSE_BONUS = 8
+ANSWER_TIMEOUT_S = 15.0
 _HEADER_BYTES = 17
 
 Dial = Callable[[], Awaitable[tuple[Reader, Writer]]]
@@ -82,9 +84,12 @@ class GoClient:
         self.dial = dial
         self.knows_credits = knows_credits
         self.heeds_level = True  # False: its pause never comes in time
+        self.claims_outbound = False
         self.kills: list[str] = []
         self.up = asyncio.Event()
         self.streams: dict[bytes, _ClientStream] = {}
+        self.refusals: list[str] = []
+        self._asked: dict[bytes, asyncio.Future[_ClientStream | None]] = {}
         self._control: deque[bytes] = deque()
         self._ready: deque[_ClientStream] = deque()
         self._wake = asyncio.Event()
@@ -92,7 +97,7 @@ class GoClient:
 
     async def run(self, *hostnames: str) -> None:
         """Keep one session until it ends."""
-        spec = TokenSpec("go", hostnames or (HOST,))
+        spec = TokenSpec("go", hostnames or (HOST,), outbound_allowed=self.claims_outbound)
         async with (
             connect(
                 self.url,
@@ -127,6 +132,8 @@ class GoClient:
             stream_id = uuid.UUID(document["client_id"]).bytes
             if document["event"] == "connect":
                 self._open(stream_id, document)
+            elif document["event"] == "outbound_result":
+                self._receive_result(stream_id, document)
             elif stream := self.streams.get(stream_id):
                 self._receive_control(stream, document)
 
@@ -171,6 +178,9 @@ class GoClient:
             self._send(control("disconnect", stream.id, reason="dial_failed"))
             self.streams.pop(stream.id, None)
             return
+        await self._relay(stream, reader, writer)
+
+    async def _relay(self, stream: _ClientStream, reader: Reader, writer: Writer) -> None:
         _unbuffered(writer)
         outward = self._tasks.create_task(self._to_local(stream, writer))
         inward = self._tasks.create_task(self._from_local(stream, reader))
@@ -219,6 +229,40 @@ class GoClient:
                     await stream.changed.wait_for(lambda: len(stream.to_hub) < CLIENT_OUT_QUEUE)
                 stream.to_hub.append(data)
                 self._have(stream)
+
+    # -- Outbound ---------------------------------------------------------------------------------------------------
+
+    async def outbound(self, target: str, reader: Reader, writer: Writer) -> None:
+        """Relay a connection of its SOCKS5 listener to what the hub dials; close it where the hub does not."""
+        stream_id = uuid.uuid4().bytes
+        self._asked[stream_id] = asyncio.get_running_loop().create_future()
+        self._send(control("outbound_connect", stream_id, target_addr=target))
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                stream = await self._asked[stream_id]
+        except TimeoutError:
+            self._send(control("disconnect", stream_id, reason="timeout"))
+            stream = None
+        finally:
+            del self._asked[stream_id]
+        if stream is None:
+            await close(writer)
+        else:
+            await self._relay(stream, reader, writer)
+
+    def _receive_result(self, stream_id: bytes, document: dict[str, Any]) -> None:
+        asked = self._asked.get(stream_id)
+        if asked is None or asked.done():
+            return  # an orphan of the original: nobody gives it back
+        if not document.get("success"):
+            self.refusals.append(document["reason"])
+            asked.set_result(None)
+            return
+        granted = int(document.get("credits", 0)) if self.knows_credits else 0
+        stream = self.streams[stream_id] = _ClientStream(stream_id, granted or None)
+        if self.knows_credits:
+            self._send(control("resume_stream", stream_id, credits=GRANT))
+        asked.set_result(stream)
 
     # -- Writing ----------------------------------------------------------------------------------------------------
 
@@ -311,6 +355,8 @@ class GoHub:
         self.events: list[str] = []
         self.reasons: list[str] = []
         self.late_messages = 0
+        self.dials = asyncio.Event()  # it dials for a backend while this is set
+        self.dials.set()
         self.reject_stage0: tuple[int, str] | None = None
         self.reject_stage1: tuple[int, str] | None = None
         self.streams: dict[bytes, _HubStream] = {}
@@ -352,11 +398,14 @@ class GoHub:
                 await websocket.close(*(self.reject_stage1 or (1008, "nonce mismatch")))
                 return
             self._session = websocket
-            async for message in websocket:
-                if isinstance(message, bytes):
-                    await self._receive(message)
-        for stream in tuple(self.streams.values()):
-            self._close(stream)
+            async with asyncio.TaskGroup() as self._outbound:
+                with contextlib.suppress(ConnectionClosed):
+                    async for message in websocket:
+                        if isinstance(message, bytes):
+                            await self._receive(message)
+                for stream in tuple(self.streams.values()):
+                    self._close(stream)
+                self.dials.set()
 
     async def _receive(self, message: bytes) -> None:
         if message[0] == 1:
@@ -377,6 +426,8 @@ class GoHub:
         stream = self.streams.get(uuid.UUID(document["client_id"]).bytes)
         if document["event"] == "ping_client" and stream is not None:
             await self._send(control("pong_client", stream.id))
+        elif document["event"] == "outbound_connect":
+            self._outbound.create_task(self._dial(uuid.UUID(document["client_id"]).bytes, document["target_addr"]))
         elif document["event"] == "disconnect":
             self.reasons.append(document.get("reason", ""))
             if stream is not None:
@@ -406,6 +457,27 @@ class GoHub:
             with contextlib.suppress(ConnectionClosed):
                 await self._session.send(message)
 
+    # -- Outbound ---------------------------------------------------------------------------------------------------
+
+    async def _dial(self, stream_id: bytes, target: str) -> None:
+        """Dial whatever is asked for, also for a backend that has given up: it cannot tell."""
+        host, _, port = target.rpartition(":")
+        await self.dials.wait()
+        try:
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        except OSError as error:
+            await self._send(control("outbound_result", stream_id, reason=f"dial failed: {error}"))
+            return
+        _unbuffered(writer)
+        stream = self.streams[stream_id] = _HubStream(stream_id, writer)
+        grant = GRANT if self.knows_credits else 0
+        try:
+            await self._send(control("outbound_result", stream_id, success=True, credits=grant))
+            await self._splice(stream, reader, b"")
+        finally:
+            self.streams.pop(stream_id, None)
+            await close(writer)
+
     # -- Users ------------------------------------------------------------------------------------------------------
 
     async def _user(self, reader: Reader, writer: Writer) -> None:
@@ -418,19 +490,23 @@ class GoHub:
             fields: dict[str, object] = {"conn_port": self.port, "client_ip": address, "transport": "tcp"}
             grant = GRANT if self.knows_credits else 0
             await self._send(control("connect", stream.id, **fields, hostname=HOST, credits=grant))
-            async with asyncio.TaskGroup() as tasks:
-                inward = tasks.create_task(self._from_user(stream, reader, prelude))
-                await (self._to_user(stream) if self.knows_credits else self._wait_closed(stream))
-                inward.cancel()
+            await self._splice(stream, reader, prelude)
         except (OSError, EOFError, asyncio.CancelledError):
             pass
         finally:
             self.streams.pop(stream.id, None)
             await close(writer)
 
+    async def _splice(self, stream: _HubStream, reader: Reader, prelude: bytes) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            inward = tasks.create_task(self._from_user(stream, reader, prelude))
+            with contextlib.suppress(OSError):
+                await (self._to_user(stream) if self.knows_credits else self._wait_closed(stream))
+            inward.cancel()
+
     async def _from_user(self, stream: _HubStream, reader: Reader, prelude: bytes) -> None:
-        data = prelude
         with contextlib.suppress(OSError):
+            data = prelude or await reader.read(HUB_READ_BYTES)
             while data:
                 async with stream.changed:
                     await stream.changed.wait_for(lambda: stream.credits != 0)

@@ -18,6 +18,7 @@ from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Registry
 from nexus.hub.targets import OutboundPolicy
 from nexus.link.connection import Link
+from nexus.link.endpoint import SocketEndpoint
 from nexus.link.stream import Stream
 from nexus.protocol.constants import CREDITS_INITIAL, FEATURE_HALF_CLOSE
 from nexus.protocol.messages import Control, serialize_control
@@ -512,6 +513,26 @@ async def test_an_id_that_came_into_use_meanwhile_is_refused_after_the_dial() ->
         assert await receive(peer) == b""
         assert not other.ended
         await eventually(lambda: not it.held, "the slot is free")
+
+
+async def test_a_hub_that_stops_dials_nothing_new() -> None:
+    """What is open goes on."""
+    async with setup() as it:
+        stream, _ = await it.opened(1)
+        it.registry.closed = True
+        it.ask(2)
+        assert it.answers()[-1].reason == OutboundRefusal.STOPPING
+        assert not stream.ended
+
+
+async def test_a_target_that_vanishes_is_noticed() -> None:
+    """W27: a silent one would keep its slot for ever; the kernel asks it."""
+    async with setup() as it:
+        stream, _ = await it.opened()
+        await eventually(lambda: isinstance(stream.endpoint, SocketEndpoint), "the socket is attached")
+        sock = cast(SocketEndpoint, stream.endpoint).transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 # -- Idle ------------------------------------------------------------------------------------------------------------
