@@ -416,6 +416,7 @@ async def test_stopping_says_goodbye_to_backends_and_closes_every_port(pki: Pki,
         it.node.stop()
         assert await backend.closed() == (1001, "the node stops")
         await it.stop()
+        assert it.node.registry.closed
         for address in (it.addresses.hub, it.addresses.relay[0]):
             with pytest.raises(ConnectionError):
                 socket.create_connection(("127.0.0.1", port(address)))
