@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -129,15 +129,30 @@ async def receive(sock: socket.socket, size: int = 1 << 16) -> bytes:
         return await asyncio.get_running_loop().sock_recv(sock, size)
 
 
-@pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what makes every dial hang until it is cancelled."""
+class Hanging:
+    """Dials that hang until they are cancelled; ``under_way`` counts them."""
 
-    async def never(_addresses: object) -> socket.socket:
-        await asyncio.Event().wait()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.under_way = 0
+        self._monkeypatch = monkeypatch
+
+    def start(self) -> None:
+        """Let every dial hang from now on."""
+        self._monkeypatch.setattr(module, "connect", self._connect)
+
+    async def _connect(self, _addresses: object) -> socket.socket:
+        self.under_way += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.under_way -= 1
         raise AssertionError
 
-    return lambda: monkeypatch.setattr(module, "connect", never)
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Hanging:
+    """Dials that hang, once started."""
+    return Hanging(monkeypatch)
 
 
 # -- Opening ---------------------------------------------------------------------------------------------------------
@@ -344,9 +359,9 @@ async def test_a_name_that_cannot_be_one_is_told_as_unknown() -> None:
         assert (await it.answer()).reason == OutboundRefusal.NAME
 
 
-async def test_a_dial_has_a_time_limit(hanging: Callable[[], None]) -> None:
+async def test_a_dial_has_a_time_limit(hanging: Hanging) -> None:
     """It covers resolving and connecting together."""
-    hanging()
+    hanging.start()
     async with setup(replace(POLICY, dial_timeout_s=0.01)) as it:
         it.ask(1)
         assert (await it.answer()).reason == OutboundRefusal.TIMEOUT
@@ -416,16 +431,16 @@ async def test_a_slot_is_free_again_once_its_socket_is_closed() -> None:
         assert it.held == 1
 
 
-async def test_a_backend_that_gives_up_stops_the_dial(hanging: Callable[[], None]) -> None:
+async def test_a_backend_that_gives_up_stops_the_dial(hanging: Hanging) -> None:
     """W27: the original goes on dialling and keeps the connection and its slot, with nobody behind it."""
-    hanging()
+    hanging.start()
     async with setup(replace(POLICY, connections=1)) as it:
         it.ask(1)
-        await asyncio.sleep(0)
+        await eventually(lambda: hanging.under_way, "the dial")
         it.receive("disconnect", 1, reason="timeout")
         assert it.held == 0
+        await eventually(lambda: not hanging.under_way, "the dial has stopped")
         it.ask(2)
-        await asyncio.sleep(0)
         assert not it.answers()
         assert it.registry.totals.outbound_refusals == {"given_up": 1}
 
@@ -459,19 +474,19 @@ async def test_a_backend_that_leaves_as_soon_as_it_is_answered_leaves_nothing() 
         assert not it.backend.session.streams
 
 
-async def test_the_end_of_the_session_stops_its_dials(hanging: Callable[[], None]) -> None:
+async def test_the_end_of_the_session_stops_its_dials(hanging: Hanging) -> None:
     """Nobody is there any more; a connection that is open is reset."""
     async with setup() as it:
         await it.opened(3)
-        hanging()
+        hanging.start()
         it.ask(1)
         it.ask(2)
-        await asyncio.sleep(0)
+        await eventually(lambda: hanging.under_way == 2, "two dials")
         it.link.closing = True
         it.backend.session.link_lost(LOST)
         with pytest.raises(ConnectionResetError):
             await receive(it.peers[0])
-        await eventually(lambda: not it.held, "every slot is free")
+        await eventually(lambda: not it.held and not hanging.under_way, "every slot is free")
 
 
 async def test_a_dial_that_succeeds_behind_the_end_of_the_link_leaves_no_socket() -> None:
