@@ -27,6 +27,7 @@ async def connect(  # noqa: PLR0913 — every one has a default or a name of its
     forward: Mapping[int, str] | None = None,
     name: str = "backend",
     weight: int = 1,
+    outbound: bool = False,
     context: ssl.SSLContext | None = None,
     on_event: EventHandler | None = None,
 ) -> AsyncIterator[BackendClient]:
@@ -40,6 +41,7 @@ async def connect(  # noqa: PLR0913 — every one has a default or a name of its
         forward: maps a public port of the node to ``host:port`` of a local service.
         name: who the backend says it is (``sub`` of its tokens).
         weight: its share in the hub's weighted round robin.
+        outbound: claim the right to ``client.open_outbound(host, port)``; the hub must allow it, too.
         context: verifies the hub, by default against the system's roots.
         on_event: is told what happens.
 
@@ -55,7 +57,7 @@ async def connect(  # noqa: PLR0913 — every one has a default or a name of its
     provider = HmacTokenProvider(tokens, TokenSpec(subject=name)) if isinstance(tokens, str | Path) else tokens
     client = BackendClient(
         hub,
-        Identity(name, tuple(normalize_wildcard(host) for host in hostnames), weight=weight),
+        Identity(name, tuple(normalize_wildcard(host) for host in hostnames), weight=weight, outbound_allowed=outbound),
         provider,
         Forwarder(PortMap.compile({port: (target, {}) for port, target in (forward or {}).items()}), handler),
         context=context,

@@ -17,14 +17,16 @@ from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
 from backend_client.backoff import STABLE_SESSION_S, Backoff, FailureKind
-from backend_client.dial import open_socket
+from backend_client.connection import Connection, StreamInfo
 from backend_client.events import Event, EventHandler, EventKind, Stats
+from backend_client.mapping import Target
 from backend_client.proxy import open_tunnel, proxy_for
 from backend_client.reauth import Reauthentication
 from backend_client.session import ClientSession, Forwarder
 from backend_client.tokens import CachingProvider, Stage, TokenProvider, TokenRequest
 from nexus.auth.claims import UdpRoute
-from nexus.errors import ConfigError, NexusError, Problem, RejectedError, TokenProviderError
+from nexus.dial import open_socket
+from nexus.errors import ConfigError, NexusError, OutboundError, Problem, RejectedError, TokenProviderError
 from nexus.link.connection import WEBSOCKET_LOG, Link, LinkEnd
 from nexus.link.inbox import Inbox
 from nexus.link.stream import Stream
@@ -55,8 +57,10 @@ class Identity:
     name: str
     hostnames: tuple[str, ...] = ()
     tcp_ports: tuple[int, ...] = ()
-    udp_routes: tuple[UdpRoute, ...] = ()
     weight: int = 1
+    udp_routes: tuple[UdpRoute, ...] = ()
+    outbound_allowed: bool = False
+    allowed_outbound_ports: tuple[int, ...] = ()
 
     def request(self, stage: Stage, nonce: str) -> TokenRequest:
         """Return the request for one token."""
@@ -68,6 +72,8 @@ class Identity:
             tcp_ports=self.tcp_ports,
             udp_routes=self.udp_routes,
             weight=self.weight,
+            outbound_allowed=self.outbound_allowed,
+            allowed_outbound_ports=self.allowed_outbound_ports,
         )
 
 
@@ -144,6 +150,30 @@ class BackendClient:
     async def wait_connected(self) -> None:
         """Return as soon as the hub has accepted a session; that may be never, so give it a limit of your own."""
         await self._connected.wait()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is an accepted session that takes new streams."""
+        return self._connected.is_set() and not self._stop.done()
+
+    async def open_outbound(self, host: str, port: int) -> Connection:
+        """Have the hub dial ``host:port`` and return the connection, which the caller closes.
+
+        The hub resolves the name. Token and hub must allow it: ``Identity.outbound_allowed``, ``allowOutbound``.
+
+        Raises:
+            OutboundError: there is no session, the hub refused or did not answer in time.
+        """
+        stream = await self.open_stream(Target(host, port))
+        connection = Connection(stream, StreamInfo(self.hub, host, port, "", "tcp", is_tls=False))
+        stream.attach(connection.endpoint())
+        return connection
+
+    async def open_stream(self, target: Target) -> Stream:
+        """As ``open_outbound``; return the stream without an endpoint, which the caller attaches."""
+        if self._session is None or not self.is_connected:
+            raise OutboundError("there is no session with the hub")
+        return await self._session.outbound.open(target)
 
     @property
     def stats(self) -> Stats:

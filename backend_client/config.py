@@ -27,6 +27,7 @@ from backend_client.config_keys import (
     DEFAULT_TOKEN_TTL_S,
     DEFAULT_WEIGHT,
 )
+from backend_client.socks5 import LOGIN_MAX_BYTES, Login
 from nexus.auth.grants import REAUTH_GRACE_DEFAULT_S
 from nexus.document import Record, in_file_order, load, read, read_file
 from nexus.document.addresses import check_host_port, is_loopback, parse_host_port
@@ -115,6 +116,7 @@ class BackendConfig:
     health_checks: HealthChecks = HealthChecks()
     flow_control: FlowControl = FlowControl()
     socks5_listen_addr: str = ""
+    socks5_login: Login | None = None
     ca_file: str = ""
 
 
@@ -172,6 +174,27 @@ def _mistakes(record: Record) -> Iterator[Problem]:
     socks = record.text("socks5ListenAddr")
     if socks and (what := check_host_port(socks)):
         yield record.problem("socks5ListenAddr", what)
+    yield from _login_mistakes(record)
+
+
+def _login_mistakes(record: Record) -> Iterator[Problem]:
+    name = record.text("socks5Username")
+    has_password = bool(record.text("socks5Password") or record.text("socks5PasswordFile"))
+    if name and not has_password:
+        yield record.problem("socks5Username", "has no password", "set socks5PasswordFile")
+    if has_password and not name:
+        key = "socks5PasswordFile" if record.text("socks5PasswordFile") else "socks5Password"
+        yield record.problem(key, "belongs to no name", "set socks5Username")
+    for key in ("socks5Username", "socks5Password"):
+        if what := _login_mistake(record.text(key)):
+            yield record.problem(key, what, "shorten it")
+
+
+def _login_mistake(text: str) -> str:
+    """Return what is wrong with a name or password, without repeating it."""
+    return (
+        f"is longer than the {LOGIN_MAX_BYTES} bytes that SOCKS5 allows" if len(text.encode()) > LOGIN_MAX_BYTES else ""
+    )
 
 
 def _claim_mistakes(record: Record) -> Iterator[Problem]:
@@ -258,11 +281,23 @@ def _oddities(record: Record) -> Iterator[Problem]:
         if url.path in ("", "/"):
             yield record.problem(f"nexusAddresses[{index}]", "has no path", "a hub answers at /connect")
     yield from _slow_token_oddities(record.table("attestation"))
-    host = record.text("socks5ListenAddr").rpartition(":")[0].strip("[]")
-    if record.text("socks5ListenAddr") and not is_loopback(host):
-        yield record.problem(
-            "socks5ListenAddr", "offers the hub's network to others without any login", "use 127.0.0.1"
-        )
+    yield from _socks_oddities(record)
+
+
+def _socks_oddities(record: Record) -> Iterator[Problem]:
+    key, attestation = "socks5ListenAddr", record.table("attestation")
+    host = record.text(key).rpartition(":")[0].strip("[]")
+    has_login = bool(record.text("socks5Username"))
+    if not record.text(key):
+        if has_login:
+            yield record.problem("socks5Username", "has no effect without socks5ListenAddr", "set that, or delete it")
+        return
+    if not is_loopback(host) and not has_login:
+        what = "offers the hub's network to others without any login"
+        yield record.problem(key, what, "use 127.0.0.1, or set socks5Username and socks5PasswordFile")
+    if not attestation.flag("outboundAllowed") and not attestation.text("command").strip():
+        what = "is of no use: the token does not claim outbound connections"
+        yield record.problem(key, what, "set attestation.outboundAllowed")
 
 
 def _slow_token_oddities(attestation: Record) -> Iterator[Problem]:
@@ -282,7 +317,7 @@ def _written_hostnames(record: Record) -> list[tuple[str, str]]:
 
 
 def _backend(record: Record, problems: list[Problem]) -> BackendConfig:
-    """Build one backend; ``problems`` receives what is wrong with the file of its secret."""
+    """Build one backend; ``problems`` receives what is wrong with the files of its secrets."""
     health, flow = record.table("healthChecks"), record.table("flowControl")
     return BackendConfig(
         name=record.text("name"),
@@ -303,6 +338,7 @@ def _backend(record: Record, problems: list[Problem]) -> BackendConfig:
         ),
         flow_control=FlowControl(*(flow.integer(key) for key in ("highWaterMark", "lowWaterMark", "maxBuffer"))),
         socks5_listen_addr=record.text("socks5ListenAddr"),
+        socks5_login=_login(record, problems),
         ca_file=record.text("caFile"),
     )
 
@@ -322,7 +358,7 @@ def _attestation(record: Record, problems: list[Problem]) -> Attestation:
     secret = record.text("hmacSecret").strip()
     secret_file = record.text("hmacSecretFile").strip()
     if secret_file and not command:
-        secret = _file_secret(record, secret_file, problems)
+        secret = _file_secret(record, "hmacSecretFile", problems)
     return Attestation(
         command=command,
         args=record.texts("args"),
@@ -343,12 +379,22 @@ def _attestation(record: Record, problems: list[Problem]) -> Attestation:
     )
 
 
-def _file_secret(record: Record, path: str, problems: list[Problem]) -> str:
+def _login(record: Record, problems: list[Problem]) -> Login | None:
+    name, password = record.text("socks5Username"), record.text("socks5Password")
+    if record.text("socks5PasswordFile"):
+        password = _file_secret(record, "socks5PasswordFile", problems)
+        if what := _login_mistake(password):
+            problems.append(record.problem("socks5PasswordFile", f"the password {what}", "shorten it"))
+    return Login(name, password) if name else None
+
+
+def _file_secret(record: Record, key: str, problems: list[Problem]) -> str:
+    path = record.text(key).strip()
     try:
         secret = read_file(Path(path)).strip()
     except ConfigError as error:
-        problems += [record.problem("hmacSecretFile", f"{path}: {found.what}", found.mend) for found in error.problems]
+        problems += [record.problem(key, f"{path}: {found.what}", found.mend) for found in error.problems]
         return ""
     if not secret:
-        problems.append(record.problem("hmacSecretFile", f"{path}: is empty", "write the secret into it"))
+        problems.append(record.problem(key, f"{path}: is empty", "write the secret into it"))
     return secret

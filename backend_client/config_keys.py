@@ -1,8 +1,8 @@
 """Every key of the backend client's configuration file, as data.
 
 Strategy: this table is the single source for reading, defaults, ranges, the JSON Schema and the test of
-``docs/configuration.md``. Keys of the original keep its names, types, defaults and limits; ``caFile`` is ours. Rules
-that need more than one key are in ``config``.
+``docs/configuration.md``. Keys of the original keep its names, types, defaults and limits; ``caFile`` and the
+login of the SOCKS5 listener are ours. Rules that need more than one key are in ``config``.
 
 Source: spec backend-protocol 16.
 """
@@ -105,6 +105,9 @@ BACKEND_KEYS = (
     Field(key="healthChecks", kind=Kind.TABLE, doc="checks for clients that vanished", fields=_HEALTH_CHECK_KEYS),
     Field(key="flowControl", kind=Kind.TABLE, doc="marks of a stream's buffer", fields=_FLOW_CONTROL_KEYS),
     _text("socks5ListenAddr", "host:port of a SOCKS5 listener for outbound connections; empty = off"),
+    _text("socks5Username", "name that clients of the SOCKS5 listener must give; together with a password"),
+    Field(key="socks5Password", kind=Kind.STRING, doc="password that they must give", secret=True),
+    _text("socks5PasswordFile", "file that holds it; wins over socks5Password"),
     _text("caFile", "PEM file of the roots that the hub's certificate is checked against; empty = the system's"),
 )
 CLIENT_KEYS = (

@@ -30,7 +30,7 @@ _LOCAL_HOST = "localhost"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Target:
-    """A local address to dial; ``host`` is a name or an IP address without brackets."""
+    """An address to dial; ``host`` is a name or an IP address without brackets."""
 
     host: str
     port: int

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from backend_client.dial import open_socket
+from nexus.dial import open_socket
 from nexus.errors import NexusError
 
 RESPONSE_HEAD_MAX_BYTES: Final = 8 * 1024

@@ -1,10 +1,17 @@
-"""Runs the backends of a client file: one session for each backend and hub address, until a signal."""
+"""Runs the backends of a client file: one session for each backend and hub address, until a signal.
+
+A backend's SOCKS5 listener is bound before anything runs: a port that is taken is a mistake to mend, not a line in a
+log. It is stopped before the sessions, so that nothing new begins while they drain.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from backend_client.client import BackendClient, HealthChecks, Identity
 from backend_client.config import BackendConfig, ClientFile
@@ -12,15 +19,49 @@ from backend_client.events import EventHandler
 from backend_client.mapping import PortMap
 from backend_client.providers import provider_for
 from backend_client.session import Forwarder
+from backend_client.socks5_listener import Socks5Listener
 from nexus.auth.claims import UdpRoute
+from nexus.document.addresses import parse_host_port
 from nexus.eventloop import on_stop_signal, run
 from nexus.link.endpoint import reset_undelivered
 from nexus.protocol.constants import WINDOW_MIN
+from nexus.sockets import listen
 from nexus.tls.contexts import hub_client_context
 
 
+class Program(Protocol):
+    """What runs until it is stopped: a client or a listener."""
+
+    async def run(self) -> None:
+        """Serve until ``stop``."""
+
+    def stop(self) -> None:
+        """End ``run``, in bounded time."""
+
+
+def programs_of(file: ClientFile, on_event: EventHandler | None) -> tuple[Program, ...]:
+    """Return everything that a file asks for, listeners first; call inside a running event loop.
+
+    Raises:
+        ConfigError: a listener's address cannot be listened on.
+        TlsFileError: a ``caFile`` cannot be used.
+    """
+    listeners: list[Program] = []
+    clients: list[Program] = []
+    with contextlib.ExitStack() as stack:
+        for backend in file.backends:
+            own = _clients(backend, on_event)
+            clients += own
+            if backend.socks5_listen_addr:
+                host, port = parse_host_port(backend.socks5_listen_addr, socket.getservbyname)
+                sock = stack.enter_context(contextlib.closing(listen(host, port, "socks5ListenAddr")))
+                listeners.append(Socks5Listener(sock, own, backend.socks5_login))
+        stack.pop_all()
+    return (*listeners, *clients)
+
+
 def clients_of(file: ClientFile, on_event: EventHandler | None) -> tuple[BackendClient, ...]:
-    """Return the clients of every backend and address; call inside a running event loop.
+    """Return the clients of every backend and address, without listeners; call inside a running event loop.
 
     Raises:
         TlsFileError: a ``caFile`` cannot be used.
@@ -28,8 +69,8 @@ def clients_of(file: ClientFile, on_event: EventHandler | None) -> tuple[Backend
     return tuple(client for backend in file.backends for client in _clients(backend, on_event))
 
 
-def run_clients(make_clients: Callable[[], Sequence[BackendClient]]) -> None:
-    """Make the clients inside an event loop and run them until SIGINT or SIGTERM, then drain."""
+def run_clients(make_clients: Callable[[], Sequence[Program]]) -> None:
+    """Make the programs inside an event loop and run them until SIGINT or SIGTERM, then drain."""
 
     async def main() -> None:
         clients = make_clients()
@@ -40,21 +81,20 @@ def run_clients(make_clients: Callable[[], Sequence[BackendClient]]) -> None:
     run(main)
 
 
-async def serve_clients(clients: Sequence[BackendClient]) -> None:
-    """Run clients until each has stopped."""
+async def serve_clients(clients: Sequence[Program]) -> None:
+    """Run programs until each has stopped."""
     async with asyncio.TaskGroup() as tasks:
         for client in clients:
             tasks.create_task(client.run())
 
 
-def _stop(clients: Sequence[BackendClient]) -> None:
+def _stop(clients: Sequence[Program]) -> None:
     for client in clients:
         client.stop()
 
 
 def _clients(backend: BackendConfig, on_event: EventHandler | None) -> list[BackendClient]:
-    udp_routes = tuple(UdpRoute(route.port, route.flow_idle_timeout_s or None) for route in backend.udp_routes)
-    identity = Identity(backend.name, backend.hostnames, backend.tcp_ports, udp_routes, backend.weight)
+    identity = _identity(backend)
     provider = provider_for(backend.attestation)
     ports = PortMap.compile(
         {port: (mapping.default, mapping.hosts) for port, mapping in backend.port_mappings.items()}, backend.name
@@ -74,3 +114,16 @@ def _clients(backend: BackendConfig, on_event: EventHandler | None) -> list[Back
         )
         for address in backend.nexus_addresses
     ]
+
+
+def _identity(backend: BackendConfig) -> Identity:
+    attestation = backend.attestation
+    return Identity(
+        backend.name,
+        backend.hostnames,
+        backend.tcp_ports,
+        backend.weight,
+        tuple(UdpRoute(route.port, route.flow_idle_timeout_s or None) for route in backend.udp_routes),
+        attestation.outbound_allowed,
+        attestation.allowed_outbound_ports,
+    )

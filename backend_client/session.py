@@ -11,6 +11,7 @@ from backend_client.connection import Connection, StreamInfo
 from backend_client.datagrams import DatagramStats, LocalFlow
 from backend_client.lookups import Lookups, ServiceAddress
 from backend_client.mapping import PortMap, route
+from backend_client.outbound import OutboundRequests
 from backend_client.reauth import Reauthentication
 from nexus.errors import NexusError, RemoteProtocolError
 from nexus.limits import LineBudget
@@ -128,10 +129,6 @@ class ClientSession:
     ) -> None:
         """Take over a link behind the stage-1 token; ``features`` is what the hub offers."""
         self.hub = hub
-        self.events: EventHandlers = {
-            "connect": self._on_connect,
-            "pong_client": self._on_pong_client,
-        }
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.stream_changed: Callable[[Stream, str | None], None] = lambda _stream, _reason: None
         self._forwarder = forwarder
@@ -140,6 +137,12 @@ class ClientSession:
         self._asked: dict[Stream, float] = {}
         common = tuple(name for name in FEATURES if name in features)
         self.session = Session(link, self, common)
+        self.outbound = OutboundRequests(self.session, self._add_stream)
+        self.events: EventHandlers = {
+            "connect": self._on_connect,
+            "pong_client": self._on_pong_client,
+            "outbound_result": self.outbound.answered,
+        }
         link.owner = self.session
         if features:
             link.send_message(serialize_control(Control("hello", NIL_STREAM_ID, features=FEATURES)))
@@ -204,8 +207,9 @@ class ClientSession:
         self.stream_changed(stream, reason)
 
     def session_ended(self, end: LinkEnd) -> None:
-        """Fetch no token any more; whoever waits for the link goes on."""
+        """Fetch no token any more; whoever waits for an answer fails, whoever waits for the link goes on."""
         self._reauthentication.cancel()
+        self.outbound.end()
 
     # -- Events -----------------------------------------------------------------------------------------------------
 
@@ -225,15 +229,20 @@ class ClientSession:
         if info.transport == "udp":
             self._forwarder.serve_flow(session, control, info, self._tasks)
             return
-        window = SendWindow(control.credits, paced=False)
-        stream = Stream(session, control.stream_id, window, receive_window=self._forwarder.window)
+        stream = self._add_stream(control.stream_id, control.credits)
+        self._tasks.create_task(self._forwarder.serve(stream, info))
+
+    def _add_stream(self, stream_id: bytes, granted: int) -> Stream:
+        """Make a stream with the hub's first grant, and send ours."""
+        session = self.session
+        stream = Stream(session, stream_id, SendWindow(granted, paced=False), receive_window=self._forwarder.window)
         session.streams[stream.id] = stream
         self._forwarder.streams_total += 1
-        stream.grants = control.credits > 0
+        stream.grants = granted > 0
         if stream.grants:
             session.send_control(credit_message(stream.id, stream.receive_window.size))
         self.stream_changed(stream, None)
-        self._tasks.create_task(self._forwarder.serve(stream, info))
+        return stream
 
     def _on_pong_client(self, control: Control) -> None:
         stream = self.session.streams.get(control.stream_id)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from backend_client.service import clients_of, run_clients
+from backend_client.service import programs_of, run_clients
 from cli import render
 from cli.checks import check_client
 from cli.events import log_event
@@ -34,4 +34,4 @@ def run(
     for warning in warnings:
         render.warn(warning)
     logs.configure(log_level, log_format, sys.stderr)
-    run_clients(lambda: clients_of(file, log_event))
+    run_clients(lambda: programs_of(file, log_event))

@@ -25,6 +25,7 @@ from nexus.eventloop import on_stop_signal, run
 from nexus.hub.registry import Registry
 from nexus.hub.server import HubLimits, HubServer
 from nexus.hub.status import StatusClient
+from nexus.hub.targets import OutboundPolicy
 from nexus.limits import UNBOUNDED
 from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered, undelivered_bytes
@@ -88,6 +89,7 @@ class Node:
                 sessions_per_subject=config.max_sessions_per_subject,
             ),
             ask_status=self._status.ask,
+            outbound=_outbound(config),
         )
         self._secrets = (config.backends_jwt_secret.encode(),)
         self._started_at = time.time()
@@ -174,7 +176,8 @@ class Node:
 
     async def _sweep(self) -> None:
         timeout_s = self._config.idle_timeout_s
-        interval_s = min(max(timeout_s * _SWEEP_SHARE, _SWEEP_MIN_S), _SWEEP_MAX_S) if timeout_s else _SWEEP_MAX_S
+        shortest_s = min(filter(None, (timeout_s, self._config.outbound_idle_timeout_s)), default=0)
+        interval_s = min(max(shortest_s * _SWEEP_SHARE, _SWEEP_MIN_S), _SWEEP_MAX_S) if shortest_s else _SWEEP_MAX_S
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(interval_s)
@@ -223,6 +226,9 @@ class Node:
             udp_flow_ends_total=dict(self._udp.stats.flow_ends),
             reauthentications_total=dict(totals.reauthentications),
             ignored_texts_total=totals.ignored_texts,
+            outbound_connections=sum(backend.outbound.held for backend in self.registry.sessions),
+            outbound_total=totals.outbound,
+            outbound_refusals_total=dict(totals.outbound_refusals),
         )
 
     # -- End --------------------------------------------------------------------------------------------------------
@@ -231,6 +237,7 @@ class Node:
         """Take nothing new, let what moves go on for the grace period, then say goodbye to the backends."""
         self._listeners.close()
         self._udp.close()
+        self.registry.closed = True
         await wait_until_quiet(self.registry.streams, self._config.shutdown_grace_s)
         links = [backend.session.link for backend in self.registry.sessions]
         for link in links:
@@ -275,6 +282,17 @@ def _udp_settings(config: NodeConfig) -> UdpSettings:
         flows_max=config.udp_max_flows,
         datagram_max_bytes=config.udp_max_datagram_bytes,
         flows_per_source=config.max_connections_per_source or UNBOUNDED,
+    )
+
+
+def _outbound(config: NodeConfig) -> OutboundPolicy:
+    return OutboundPolicy(
+        allowed=config.allow_outbound,
+        ports=frozenset(config.allowed_outbound_ports),
+        connections=config.max_outbound_conns_per_backend,
+        dial_timeout_s=config.outbound_dial_timeout_s,
+        idle_timeout_s=config.outbound_idle_timeout_s,
+        private_networks=tuple(parse_network(text) for text in config.outbound_private_networks),
     )
 
 

@@ -8,6 +8,7 @@
     ├── AuthError             a token, or a claim in it, is refused
     ├── TokenProviderError    the backend client could not obtain a token
     ├── RejectedError         the hub refused this backend
+    ├── OutboundError         a hub opened no outbound connection
     ├── StreamReset           a stream broke before its orderly end
     └── TlsFileError          a certificate or key file cannot be used
 
@@ -91,6 +92,15 @@ class RejectedError(NexusError):
 
 class TlsFileError(NexusError):
     """A certificate or key file cannot be read, parsed, or does not match its pair."""
+
+
+class OutboundError(NexusError):
+    """A hub opened no outbound connection; ``by_hub`` tells whether ``str(error)`` are the hub's words."""
+
+    def __init__(self, reason: str, *, by_hub: bool = False) -> None:
+        """Take the words."""
+        super().__init__(reason)
+        self.by_hub = by_hub
 
 
 class StreamReset(NexusError):  # noqa: N818 — the glossary's word for the outcome

@@ -80,6 +80,12 @@ class NodeStats:
     ignored_texts_total: int = 0
     """Texts of backends that nobody had asked for."""
 
+    outbound_connections: int = 0
+    """Outbound connections of backends, those being dialled and those not quite closed included."""
+    outbound_total: int = 0
+    outbound_refusals_total: Mapping[str, int] = field(default_factory=dict)
+    """Outbound connections that were asked for and not opened, by reason."""
+
 
 _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
     ("nexus_sessions", lambda s: s.sessions, "Backend sessions that are authenticated and open."),
@@ -108,12 +114,22 @@ _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
         lambda s: s.hub_certificate_expiry_seconds,
         "Unix time at which the hub's certificate expires; absent while there is none.",
     ),
+    (
+        "nexus_outbound_connections",
+        lambda s: s.outbound_connections,
+        "Outbound connections of backends, those being dialled and those not quite closed included.",
+    ),
 )
 
 _COUNTERS: tuple[tuple[str, Callable[[NodeStats], float], str], ...] = (
     ("nexus_sessions_opened_total", lambda s: s.sessions_total, "Backend sessions that were authenticated."),
     ("nexus_streams_opened_total", lambda s: s.streams_total, "Streams opened to backends, TCP and UDP."),
     ("nexus_ignored_texts_total", lambda s: s.ignored_texts_total, "Texts of backends that nobody had asked for."),
+    (
+        "nexus_outbound_connections_opened_total",
+        lambda s: s.outbound_total,
+        "Outbound connections opened for backends.",
+    ),
 )
 
 _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int] | Mapping[int, int]], str], ...] = (
@@ -166,6 +182,12 @@ _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int
         "outcome",
         lambda s: s.reauthentications_total,
         "Re-authentications of sessions, and deferrals of them, by outcome.",
+    ),
+    (
+        "nexus_outbound_refusals_total",
+        "reason",
+        lambda s: s.outbound_refusals_total,
+        "Outbound connections asked for and not opened, by reason.",
     ),
 )
 

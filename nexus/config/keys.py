@@ -129,6 +129,11 @@ NODE_KEYS: tuple[Field, ...] = (
         kind=Kind.STRINGS,
         doc="IP addresses the public ports bind to; empty = all interfaces, IPv4 and IPv6",
     ),
+    Field(
+        key="outboundPrivateNetworks",
+        kind=Kind.STRINGS,
+        doc="networks that are not public and that outbound connections may reach all the same, such as 10.1.0.0/16",
+    ),
     _choice(
         "unroutedClose",
         "what a client without a backend sees: a TLS alert or an HTTP page, or a silent close as in the original",

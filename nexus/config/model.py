@@ -71,6 +71,7 @@ class NodeConfig:
     max_concurrent_peeks: int
     admin_listen_address: str
     relay_bind_addresses: tuple[str, ...]
+    outbound_private_networks: tuple[str, ...]
     unrouted_close: str
     max_concurrent_peeks_per_source: int
     max_connections_per_source: int

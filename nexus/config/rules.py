@@ -229,6 +229,7 @@ ERRORS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"peekTimeouts"}), _peek_timeouts),
     (frozenset({"relayBindAddresses"}), _bind_addresses),
     (frozenset({"statusPrivateNetworks"}), _networks("statusPrivateNetworks")),
+    (frozenset({"outboundPrivateNetworks"}), _networks("outboundPrivateNetworks")),
 )
 WARNINGS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"allowedTCPPortClaims", "relayPorts"}), _claims_without_port("allowedTCPPortClaims", "relayPorts")),

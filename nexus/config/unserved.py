@@ -18,7 +18,6 @@ UNSERVED: Mapping[str, Callable[[NodeConfig], bool]] = {
     "totalBandwidthMbps": lambda config: config.total_bandwidth_mbps > 0,
     "registrationURL": lambda config: bool(config.registration_url),
     "stunPort": lambda config: config.stun_port > 0,
-    "allowOutbound": lambda config: config.allow_outbound,
 }
 
 

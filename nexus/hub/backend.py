@@ -9,7 +9,9 @@ from typing import Final
 from websockets.frames import CloseCode
 
 from nexus.auth.grants import Grant
+from nexus.hub.outbound import Outbound
 from nexus.hub.registry import Registry
+from nexus.hub.targets import NO_OUTBOUND, OutboundPolicy
 from nexus.link.connection import Link, LinkEnd
 from nexus.link.flow import FLOW_WINDOW, Address, Flow, FlowOwner
 from nexus.link.session import EventHandlers, Session
@@ -35,17 +37,28 @@ _NAMED_CODES: Final = frozenset(code.value for code in CloseCode)
 class BackendSession:
     """The hub's side of a session; joins the registry at once and leaves it with the link."""
 
-    def __init__(self, link: Link, grant: Grant, registry: Registry, address: str) -> None:
-        """Take over an authenticated link."""
+    def __init__(
+        self,
+        link: Link,
+        grant: Grant,
+        registry: Registry,
+        address: str,
+        tasks: asyncio.TaskGroup,
+        *,
+        outbound: OutboundPolicy = NO_OUTBOUND,
+    ) -> None:
+        """Take over an authenticated link; ``tasks`` runs what it has to wait for."""
         self.grant = grant
         self.address = address
+        self.session = Session(link, self, ())
+        self.outbound = Outbound(self.session, grant, outbound, registry, tasks)
         self.events: EventHandlers = {
             "hello": self._on_hello,
             "ping_client": self._on_ping_client,
             "drain": self._on_drain,
-            "outbound_connect": self._on_outbound_connect,
+            "disconnect": self._on_disconnect,
+            "outbound_connect": self.outbound.request,
         }
-        self.session = Session(link, self, ())
         self._registry = registry
         self._untold_fins: set[Stream] = set()
         self._answer: asyncio.Future[str] | None = None
@@ -104,10 +117,14 @@ class BackendSession:
             link.limit_messages(MESSAGE_MAX_BYTES)
 
     def sweep(self, now: float, idle_timeout_s: float) -> None:
-        """End streams that were idle too long (0: never) or whose client's FIN led to no answer."""
+        """End streams that were idle too long (0: never) or whose client's FIN led to no answer.
+
+        Outbound ones have a time-out of their own.
+        """
         for stream in tuple(self.session.streams.values()):
             idle_s = stream.idle_s(now)
-            if idle_timeout_s and idle_s >= idle_timeout_s:
+            limit_s = self.outbound.policy.idle_timeout_s if self.outbound.owns(stream) else idle_timeout_s
+            if limit_s and idle_s >= limit_s:
                 stream.close(Reason.TIMEOUT)
             elif stream in self._untold_fins and idle_s >= UNTOLD_FIN_LINGER_S:
                 stream.end_cleanly()
@@ -118,8 +135,11 @@ class BackendSession:
         """Data that crossed our disconnect on the way: dropped, as the original does."""
 
     def ended_sending(self, stream: Stream) -> None:
-        """Wait for the backend's answer to a FIN that cannot be told."""
-        self._untold_fins.add(stream)
+        """Wait for the backend's answer to a client's FIN that cannot be told; a server's FIN ended its answer."""
+        if self.outbound.owns(stream):
+            stream.end_cleanly()
+        else:
+            self._untold_fins.add(stream)
 
     def overflowed(self, stream: Stream) -> None:
         """Break the stream of a backend that overran its credits; stop reading from one that knows none."""
@@ -149,6 +169,7 @@ class BackendSession:
 
     def session_ended(self, end: LinkEnd) -> None:
         """Leave the registry."""
+        self.outbound.end()
         code = str(end.code) if end.code in _NAMED_CODES else "other"
         self._registry.leave(self, "error" if end.error else code)
         _log.info("session of %s ended: %s", self.name, end)
@@ -168,11 +189,9 @@ class BackendSession:
             self._registry.retire(self)
             _log.info("%s is draining: no new streams for it", self.name)
 
-    def _on_outbound_connect(self, control: Control) -> None:
-        answer = Control(
-            "outbound_result", control.stream_id, reason="outbound connections are not allowed on this hub"
-        )
-        self.session.send_control(serialize_control(answer))
+    def _on_disconnect(self, control: Control) -> None:
+        """Of a stream that is not here: an outbound connection that is still being dialled, perhaps."""
+        self.outbound.give_up(control.stream_id)
 
 
 def _connect(stream_id: bytes, request: OpenRequest, transport: str, route_key: str, window: int) -> bytes:

@@ -31,6 +31,8 @@ class Totals:
     stream_resets: Counter[str] = field(default_factory=Counter)
     reauthentications: Counter[str] = field(default_factory=Counter)
     ignored_texts: int = 0
+    outbound: int = 0
+    outbound_refusals: Counter[str] = field(default_factory=Counter)
 
 
 class Registry:
@@ -42,6 +44,7 @@ class Registry:
         self.table: RouteTable[BackendSession] = RouteTable()
         self.sessions: set[BackendSession] = set()
         self.totals = Totals()
+        self.closed = False  # the node stops: backends may have nothing new dialled
         self._subjects: Counter[str] = Counter()
 
     def join(self, backend: BackendSession) -> None:

@@ -18,6 +18,7 @@ from nexus.errors import AuthError, NexusError, RemoteProtocolError
 from nexus.hub.backend import BackendSession
 from nexus.hub.reauth import AskStatus, Reauthenticator
 from nexus.hub.registry import Registry
+from nexus.hub.targets import NO_OUTBOUND, OutboundPolicy
 from nexus.limits import LineBudget, SourceCounter, source_key
 from nexus.link.connection import CLOSE_TIMEOUT_S, WEBSOCKET_LOG, Link
 from nexus.link.inbox import Inbox
@@ -64,8 +65,10 @@ class HubServer:
         limits: HubLimits,
         *,
         ask_status: AskStatus,
+        outbound: OutboundPolicy = NO_OUTBOUND,
     ) -> None:
         """Check tokens by ``verify`` and claims by ``policy``; ``context`` is asked at each connection."""
+        self._outbound = outbound
         self._registry = registry
         self._context = context
         self._verify = verify
@@ -87,12 +90,12 @@ class HubServer:
                 connection, address = await accept(sock)
                 source = source_key(address)
                 if self._pending.admit(source):
-                    tasks.create_task(self._serve_one(connection, source))
+                    tasks.create_task(self._serve_one(connection, source, tasks))
                 else:
                     self._registry.totals.auth_failures["limit"] += 1
                     connection.close()
 
-    async def _serve_one(self, connection: socket.socket, source: str) -> None:
+    async def _serve_one(self, connection: socket.socket, source: str, tasks: asyncio.TaskGroup) -> None:
         """Run one connection to its end; nothing that a stranger does may escape."""
         inbox = Inbox()
         protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
@@ -101,7 +104,7 @@ class HubServer:
         inbox.guard(link)
         try:
             try:
-                backend = await self._admit(connection, link, inbox)
+                backend = await self._admit(connection, link, inbox, tasks)
             finally:
                 self._pending.release(source)
             if backend is not None and backend.grant.reauth_interval_s:
@@ -114,7 +117,9 @@ class HubServer:
         finally:
             _cut(connection, link)
 
-    async def _admit(self, connection: socket.socket, link: Link, inbox: Inbox) -> BackendSession | None:
+    async def _admit(
+        self, connection: socket.socket, link: Link, inbox: Inbox, tasks: asyncio.TaskGroup
+    ) -> BackendSession | None:
         """Take a connection up to its session and return that, or refuse it."""
         address = format_address(connection.getpeername())
         await self._upgrade(connection, link)
@@ -126,7 +131,7 @@ class HubServer:
             link.close(CLOSE_POLICY, str(error))
             await asyncio.wait([link.lost], timeout=2 * CLOSE_TIMEOUT_S)
             return None
-        backend = BackendSession(link, grant, self._registry, address)
+        backend = BackendSession(link, grant, self._registry, address, tasks, outbound=self._outbound)
         link.start_session()
         link.keep_alive(HUB_PING_INTERVAL_S, HUB_DEAD_AFTER_S)
         _log.info("session of %s: weight %d, routes %s", backend.name, grant.weight, ", ".join(grant.route_keys))

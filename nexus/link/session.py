@@ -269,16 +269,13 @@ class Session:
         except RemoteProtocolError as error:
             _log.warning("dropped a control message: %s", error)
             return
-        role_handler = self.role.events.get(control.event)
-        if role_handler is not None:
-            role_handler(control)
-            return
         stream = self.streams.get(control.stream_id)
-        if stream is not None:
-            if (handle := _STREAM_EVENTS.get(control.event)) is not None:
-                handle(stream, control)
-        elif control.stream_id in self.flows:
+        if stream is not None and (handle := _STREAM_EVENTS.get(control.event)) is not None:
+            handle(stream, control)
+        elif control.stream_id in self.flows and control.event in _STREAM_EVENTS:
             self._receive_flow_event(control)
+        elif (role_handler := self.role.events.get(control.event)) is not None:
+            role_handler(control)
 
     def _receive_flow_event(self, control: Control) -> None:
         flow = self.flows[control.stream_id]

@@ -54,6 +54,10 @@ CLIENT_PING_INTERVAL_S: Final = 5.0  # original
 CLIENT_DEAD_AFTER_S: Final = 10.0  # original
 DIAL_TIMEOUT_S: Final = 10.0  # original: client dials the local service
 
+# -- Outbound connections ---------------------------------------------------------------------------------------------
+OUTBOUND_TARGET_MAX_BYTES: Final = 260  # original: the longest host:port a hub takes
+OUTBOUND_ANSWER_TIMEOUT_S: Final = 15.0  # original: client waits for the hub's answer, which may dial for 10 s
+
 # -- Features (ours; docs/protocol.md, "Extensions") ------------------------------------------------------------------
 FEATURE_HALF_CLOSE: Final = "half_close"
 FEATURE_DRAIN: Final = "drain"

@@ -8,7 +8,8 @@ import ssl
 import pytest
 
 from nexus.tls.contexts import hub_client_context
-from tests.support.go_peers import GoClient, GoHub, go_client, go_hub
+from tests.support.go_client import GoClient, go_client
+from tests.support.go_hub import GoHub, go_hub
 from tests.support.loopback import (
     WAIT_S,
     LocalNode,

@@ -25,7 +25,7 @@ from nexus.hub.server import HubLimits
 from nexus.protocol.constants import CLOSE_REASON_MAX_BYTES
 from nexus.tls.contexts import hub_client_context
 from tests.support import wire
-from tests.support.go_peers import GoHub, go_hub
+from tests.support.go_hub import GoHub, go_hub
 from tests.support.loopback import (
     HOST,
     WAIT_S,

@@ -21,6 +21,7 @@ from nexus.hub.backend import BackendSession
 from nexus.hub.reauth import AskStatus
 from nexus.hub.registry import Registry
 from nexus.hub.server import HubLimits, HubServer, VerifyToken
+from nexus.hub.targets import NO_OUTBOUND, OutboundPolicy
 from nexus.protocol.messages import Control, parse_control
 from nexus.sockets import listen
 from nexus.tls.certificates import CertificateFiles, read_certificate
@@ -163,13 +164,20 @@ async def running_hub(
     policy: Policy | None = None,
     check: VerifyToken = verify,
     ask_status: AskStatus = is_up,
+    outbound: OutboundPolicy = NO_OUTBOUND,
 ) -> AsyncIterator[Hub]:
     """Run a hub on loopback; at the end every connection is gone."""
     files = CertificateFiles(*pki.issue("hub", "localhost"))
     context = hub_server_context(read_certificate(files))
     registry = Registry()
     server = HubServer(
-        registry, lambda: context, check, policy or Policy(), limits or HubLimits(), ask_status=ask_status
+        registry,
+        lambda: context,
+        check,
+        policy or Policy(),
+        limits or HubLimits(),
+        ask_status=ask_status,
+        outbound=outbound,
     )
     with contextlib.closing(listen("127.0.0.1", 0, "backendListenAddress")) as sock:
         async with asyncio.TaskGroup() as tasks:

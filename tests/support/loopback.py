@@ -264,7 +264,7 @@ async def local_client(
     ports = PortMap.compile({port: (f"127.0.0.1:{target}", {}) for port, target in targets.items()})
     client = BackendClient(
         hub_url,
-        Identity(name, hostnames or (HOST,), tcp_ports, tuple(UdpRoute(port) for port in udp_ports)),
+        Identity(name, hostnames or (HOST,), tcp_ports, udp_routes=tuple(map(UdpRoute, udp_ports))),
         provider or tokens(),
         Forwarder(ports, None, window),
         context=hub_client_context(pki.ca_file),

@@ -21,12 +21,14 @@ import yaml
 from websockets.asyncio.client import connect
 
 from nexus import app, sockets
+from nexus.addresses import parse_network
 from nexus.admin.probe import probe
 from nexus.app import Node, NodeAddresses, run_node
 from nexus.config.load import load_node_config
 from nexus.config.model import NodeConfig
 from nexus.document.addresses import parse_host_port
 from nexus.errors import ConfigError, TlsFileError
+from nexus.hub.targets import OutboundPolicy
 from nexus.limits import UNBOUNDED
 from nexus.link import endpoint as endpoints
 from nexus.link import quiet
@@ -83,12 +85,12 @@ class Running:
     pki: Pki
     stack: contextlib.AsyncExitStack
 
-    async def backend(self) -> Backend:
-        """Return a backend that serves HOST."""
+    async def backend(self, **terms: Any) -> Backend:
+        """Return a backend that serves HOST, unless its token says more."""
         url = f"wss://localhost:{port(self.addresses.hub)}/connect"
         trust = hub_client_context(self.pki.ca_file)
         websocket = connect(url, ssl=trust, compression=None, ping_interval=None, proxy=None)
-        return await Backend(await self.stack.enter_async_context(websocket)).log_in()
+        return await Backend(await self.stack.enter_async_context(websocket)).log_in(**terms)
 
     async def client(self, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the first public port, with a small buffer in the kernel."""
@@ -228,6 +230,12 @@ def test_the_budget_and_the_policy_are_those_of_the_configuration(config: Config
         allowedTCPPortClaims=[25],
         allowedUDPPortClaims=[53],
         requireTokenExpiry=True,
+        allowOutbound=True,
+        allowedOutboundPorts=[25, 443],
+        maxOutboundConnsPerBackend=-1,
+        outboundDialTimeoutSeconds=6,
+        outboundIdleTimeoutSeconds=7,
+        outboundPrivateNetworks=["10.1.0.0/16", "::1"],
     )
     budget, policy = app._peek_budget(made), app._policy(made)
     assert (budget.first_byte_s, budget.idle_extension_s, budget.absolute_max_s) == (1, 2, 3)
@@ -235,6 +243,9 @@ def test_the_budget_and_the_policy_are_those_of_the_configuration(config: Config
     assert policy.allowed_tcp_ports == {25}
     assert policy.allowed_udp_ports == {53}
     assert policy.require_expiry
+    networks = (parse_network("10.1.0.0/16"), parse_network("::1/128"))
+    assert app._outbound(made) == OutboundPolicy(True, frozenset({25, 443}), UNBOUNDED, 6, 7, networks)
+    assert app._outbound(config()) == OutboundPolicy()
 
 
 # -- Service --------------------------------------------------------------------------------------------------------
@@ -324,6 +335,30 @@ async def test_idle_streams_are_swept(pki: Pki, config: Config, monkeypatch: pyt
         assert it.node.stats().streams_reset_total == {"timeout": 1}
 
 
+async def test_outbound_connections_are_counted_and_swept(
+    pki: Pki, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a timeout of their own; what was refused is counted by its reason."""
+    monkeypatch.setattr(app, "_SWEEP_SHARE", 0.0)
+    monkeypatch.setattr(app, "_SWEEP_MIN_S", 0.005)
+    settings = config(allowOutbound=True, outboundPrivateNetworks=["127.0.0.0/8"])
+    made = replace(settings, outbound_idle_timeout_s=0.02)  # type: ignore[arg-type]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        async with running(pki, made) as it:
+            backend = await it.backend(outbound_allowed=True)
+            stream_id = _uuid(bytes(15) + b"\x01")
+            await backend.send("outbound_connect", client_id=stream_id, target_addr="nonsense")
+            assert not (await backend.control()).success
+            target = f"127.0.0.1:{server.getsockname()[1]}"
+            await backend.send("outbound_connect", client_id=stream_id, target_addr=target)
+            assert (await backend.control()).success
+            assert it.node.stats().outbound_connections == 1
+            assert (await backend.control()).reason == "timeout"
+            await eventually(lambda: it.node.stats().outbound_connections == 0, "the connection is closed")
+            stats = it.node.stats()
+            assert (stats.outbound_total, stats.outbound_refusals_total) == (1, {"target": 1})
+
+
 async def test_the_hub_counts_sessions_of_a_subject(pki: Pki, config: Config) -> None:
     """The limit of the configuration reaches the hub."""
     async with running(pki, config(maxSessionsPerSubject=1)) as it:
@@ -381,6 +416,7 @@ async def test_stopping_says_goodbye_to_backends_and_closes_every_port(pki: Pki,
         it.node.stop()
         assert await backend.closed() == (1001, "the node stops")
         await it.stop()
+        assert it.node.registry.closed
         for address in (it.addresses.hub, it.addresses.relay[0]):
             with pytest.raises(ConnectionError):
                 socket.create_connection(("127.0.0.1", port(address)))

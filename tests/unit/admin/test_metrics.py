@@ -48,6 +48,9 @@ FULL = NodeStats(
     udp_flow_ends_total={"idle": 22},
     reauthentications_total={"renewed": 23},
     ignored_texts_total=24,
+    outbound_connections=18,
+    outbound_total=19,
+    outbound_refusals_total={"private": 20},
 )
 
 
@@ -83,6 +86,9 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_streams_opened_total", ""): 9,
         ("nexus_relayed_bytes_total", "to_backends"): 10,
         ("nexus_relayed_bytes_total", "to_clients"): 2**53,
+        ("nexus_outbound_connections", ""): 18,
+        ("nexus_outbound_connections_opened_total", ""): 19,
+        ("nexus_outbound_refusals_total", "private"): 20,
         ("nexus_client_connections_total", "443"): 12,
         ("nexus_client_connections_total", "80"): 13,
         ("nexus_client_connections_rejected_total", "no_route"): 14,

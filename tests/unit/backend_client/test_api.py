@@ -12,7 +12,10 @@ import pytest
 
 import backend_client
 from backend_client import Connection, EventKind, connect
+from nexus.addresses import parse_network
+from nexus.auth.grants import Policy
 from nexus.errors import ConfigError
+from nexus.hub.targets import OutboundPolicy
 from nexus.routing.decide import Reject, RejectReason
 from nexus.tls.contexts import hub_client_context
 from nexus.transport import OpenRequest
@@ -147,3 +150,35 @@ def test_everything_a_program_needs_is_exported() -> None:
     names = set(backend_client.__all__)
     assert names <= set(vars(backend_client))
     assert {"connect", "BackendClient", "Connection", "Event", "TokenProvider"} <= names
+
+
+async def test_a_program_dials_out_through_a_hub_that_allows_it(pki: Pki) -> None:
+    """With ``outbound`` the token claims the right; bytes and both FINs arrive."""
+
+    async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.read()).upper())
+        writer.close()
+
+    policy = OutboundPolicy(allowed=True, private_networks=(parse_network("127.0.0.0/8"),))
+    server = await asyncio.start_server(shout, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        running_hub(pki, policy=Policy(allow_outbound=True), outbound=policy) as hub,
+        connect(
+            f"wss://localhost:{hub.port}/connect",
+            NAMES,
+            tokens=SECRET,
+            handler=handle,
+            outbound=True,
+            context=hub_client_context(pki.ca_file),
+        ) as client,
+        asyncio.timeout(WAIT_S),
+    ):
+        await client.wait_connected()
+        connection = await client.open_outbound("127.0.0.1", port)
+        await connection.write(b"hello")
+        connection.write_eof()
+        assert await connection.read() == b"HELLO"
+        assert await connection.read() == b""
+        await eventually(lambda: not hub.session().outbound.held, "the connection is closed")

@@ -25,7 +25,8 @@ from backend_client.backoff import (
 from backend_client.client import BackendClient, Identity
 from backend_client.events import EventKind
 from backend_client.tokens import CachingProvider, IssuedToken, TokenIssuer, TokenRequest
-from nexus.errors import ConfigError, TokenProviderError
+from nexus.auth.claims import UdpRoute
+from nexus.errors import ConfigError, OutboundError, TokenProviderError
 from nexus.tls.contexts import hub_client_context
 from tests.support.clients import Events, Tokens, be_impatient, forwarder, running
 from tests.support.fake_hub import NONCE, FakeHub, HubSession, fake_hub
@@ -502,3 +503,68 @@ async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPa
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     """A CA for all tests of this module."""
     return Pki.create(Path(tmp_path_factory.mktemp("pki")))
+
+
+# -- Outbound connections -------------------------------------------------------------------------------------------
+
+
+async def test_what_a_backend_claims_is_what_its_tokens_are_asked_for() -> None:
+    """UDP routes and outbound rights among it."""
+    routes = (UdpRoute(53), UdpRoute(123, 20))
+    identity = Identity("b", ("a.example",), (25,), 3, routes, outbound_allowed=True, allowed_outbound_ports=(587,))
+    assert identity.request("attest", "n") == TokenRequest(
+        "attest", "n", "b", ("a.example",), (25,), routes, 3, outbound_allowed=True, allowed_outbound_ports=(587,)
+    )
+
+
+async def test_a_program_opens_a_connection_through_the_hub(events: Events) -> None:
+    """It reads and writes it like one that the hub announced."""
+    async with fake_hub() as hub, running(hub.url, events=events) as client, asyncio.TaskGroup() as tasks:
+        session = await hub.session()
+        opening = tasks.create_task(client.open_outbound("mail.example.net", 25))
+        request = await session.control("outbound_connect")
+        assert request.target_addr == "mail.example.net:25"
+        await session.send("outbound_result", request.stream_id, success=True, credits=64)
+        await session.send_data(request.stream_id, b"220 hello")
+        connection = await opening
+        assert (connection.info.hub, connection.info.hostname, connection.info.port) == (
+            hub.url,
+            "mail.example.net",
+            25,
+        )
+        assert await connection.read() == b"220 hello"
+        await connection.write(b"EHLO")
+        assert await session.receive(request.stream_id, 4) == b"EHLO"
+        assert client.stats.streams == client.stats.streams_total == 1
+        connection.close()
+        assert (await session.control("disconnect")).reason == "normal"
+        assert EventKind.STREAM_OPENED in events.kinds
+
+
+async def test_a_connection_that_the_hub_refuses_is_an_error() -> None:
+    """With the hub's words."""
+    async with fake_hub() as hub, running(hub.url) as client, asyncio.TaskGroup() as tasks:
+        session = await hub.session()
+        opening = tasks.create_task(_refused(client))
+        request = await session.control("outbound_connect")
+        await session.send("outbound_result", request.stream_id, reason="not today")
+        assert str(await opening) == "not today"
+
+
+async def test_without_a_session_there_is_no_connection() -> None:
+    """Neither before the first one, nor once the client stops."""
+    async with fake_hub() as hub:
+        client = BackendClient(hub.url, Identity("b"), Tokens(), forwarder())
+        assert not client.is_connected
+        assert "no session" in str(await _refused(client))
+        async with running(hub.url) as other:
+            assert other.is_connected
+            other.stop()
+            assert not other.is_connected
+            assert "no session" in str(await _refused(other))
+
+
+async def _refused(client: BackendClient) -> OutboundError:
+    with pytest.raises(OutboundError) as caught:
+        await client.open_outbound("mail.example.net", 25)
+    return caught.value

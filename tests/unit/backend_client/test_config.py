@@ -16,6 +16,7 @@ from backend_client.config import (
     UdpRoute,
     load_client_file,
 )
+from backend_client.socks5 import Login
 from nexus.errors import ConfigError
 
 SAMPLE = Path(__file__).parents[1] / "config" / "samples" / "client.yaml"
@@ -26,6 +27,8 @@ LEAST = {
     "attestation": "{hmacSecret: s}",
     "portMappings": "{443: {default: 'localhost:8443'}}",
 }
+TOO_LONG = "is longer than the 255 bytes that SOCKS5 allows"
+OUTBOUND = "{hmacSecret: s, outboundAllowed: true}"
 
 
 @pytest.fixture
@@ -186,6 +189,10 @@ def test_an_empty_file_lacks_backends(path: Path) -> None:
             {"socks5ListenAddr": "'1080'"},
             ["socks5ListenAddr: has no port; write host:port"],
         ),
+        ({"socks5Username": "alice"}, ["socks5Username: has no password"]),
+        ({"socks5Password": "s"}, ["socks5Password: belongs to no name"]),
+        ({"socks5Username": "a" * 256, "socks5Password": "s"}, [f"socks5Username: {TOO_LONG}"]),
+        ({"socks5Username": "a", "socks5Password": "ä" * 128}, [f"socks5Password: {TOO_LONG}"]),
     ],
 )
 def test_mistakes(path: Path, keys: dict[str, str | None], expected: list[str]) -> None:
@@ -232,8 +239,24 @@ def test_the_mistakes_of_all_backends_are_reported_in_file_order(path: Path) -> 
         ({"attestation": "{command: c, timeoutSeconds: 10, reauthIntervalSeconds: 60}"}, []),
         ({"attestation": "{command: c}"}, []),
         ({"attestation": "{hmacSecret: s, reauthIntervalSeconds: 60}"}, []),  # no command, no wait
-        ({"socks5ListenAddr": "'[::1]:1080'"}, []),
-        ({"socks5ListenAddr": "':1080'"}, ["socks5ListenAddr: offers the hub's network to others without any login"]),
+        ({"socks5ListenAddr": "'[::1]:1080'", "attestation": OUTBOUND}, []),
+        ({"socks5ListenAddr": "'[::1]:1080'", "attestation": "{command: x}"}, []),
+        (
+            {"socks5ListenAddr": "localhost:1080"},
+            ["socks5ListenAddr: is of no use: the token does not claim outbound connections"],
+        ),
+        (
+            {"socks5ListenAddr": "':1080'", "attestation": OUTBOUND},
+            ["socks5ListenAddr: offers the hub's network to others without any login"],
+        ),
+        (
+            {"socks5ListenAddr": "':1080'", "attestation": OUTBOUND, "socks5Username": "a", "socks5Password": "s"},
+            [],
+        ),
+        (
+            {"socks5Username": "a", "socks5Password": "s"},
+            ["socks5Username: has no effect without socks5ListenAddr"],
+        ),
     ],
 )
 def test_warnings(path: Path, keys: dict[str, str], expected: list[str]) -> None:
@@ -280,3 +303,28 @@ def test_a_configuration_cannot_be_changed(path: Path) -> None:
         only.name = "x"  # type: ignore[misc]
     with pytest.raises(TypeError):
         only.port_mappings[1] = PortMapping("a:1")  # type: ignore[index]
+
+
+def test_the_login_of_the_listener_comes_from_a_file_or_the_key(path: Path, tmp_path: Path) -> None:
+    """A file wins over the key; white space around it is not part of the password, which is never shown."""
+    assert backend(path).socks5_login is None
+    inline = backend(path, socks5Username="alice", socks5Password="'s3cret '")
+    assert inline.socks5_login == Login("alice", "s3cret ")
+    secret = tmp_path / "password"
+    secret.write_text("fr0m-file\n")
+    both = backend(path, socks5Username="alice", socks5Password="s3cret", socks5PasswordFile=str(secret))
+    assert both.socks5_login == Login("alice", "fr0m-file")
+    assert "s3cret" not in repr(inline)
+
+
+def test_a_password_file_that_cannot_be_used_is_a_mistake(path: Path, tmp_path: Path) -> None:
+    """Missing, empty, too long, or of nobody."""
+    secret = tmp_path / "password"
+    settings = {"socks5Username": "alice", "socks5PasswordFile": str(secret)}
+    assert refused(path, **settings) == [f"socks5PasswordFile: {secret}: no such file"]
+    secret.write_text("\n")
+    assert refused(path, **settings) == [f"socks5PasswordFile: {secret}: is empty"]
+    secret.write_text("s" * 256)
+    assert refused(path, **settings) == [f"socks5PasswordFile: the password {TOO_LONG}"]
+    secret.write_text("s")
+    assert refused(path, socks5PasswordFile=str(secret)) == ["socks5PasswordFile: belongs to no name"]

@@ -6,25 +6,29 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from backend_client.client import BackendClient, HealthChecks
-from backend_client.config import Attestation, BackendConfig, ClientFile, FlowControl, PortMapping
+from backend_client.client import BackendClient, HealthChecks, Identity
+from backend_client.config import Attestation, BackendConfig, ClientFile, FlowControl, PortMapping, UdpRoute
 from backend_client.config import HealthChecks as HealthSettings
 from backend_client.config import UdpRoute as UdpSettings
 from backend_client.events import Event, EventKind
 from backend_client.mapping import Target, route
-from backend_client.service import clients_of, run_clients, serve_clients
-from nexus.auth.claims import UdpRoute
-from nexus.errors import TlsFileError
+from backend_client.service import clients_of, programs_of, run_clients, serve_clients
+from backend_client.socks5 import Login
+from backend_client.socks5_listener import Socks5Listener
+from nexus.auth.claims import UdpRoute as Claimed
+from nexus.document.addresses import parse_host_port
+from nexus.errors import ConfigError, TlsFileError
 from nexus.protocol.constants import CREDITS_BATCH
 from tests.support.clients import Events
 from tests.support.fake_hub import fake_hub
 from tests.support.hub import WAIT_S
-from tests.support.processes import Pki
+from tests.support.processes import Pki, free_ports
 
 
 def backend(*addresses: str, **settings: object) -> BackendConfig:
@@ -61,18 +65,17 @@ async def test_there_is_one_client_for_each_backend_and_address() -> None:
 
 
 async def test_the_settings_reach_their_places() -> None:
-    """Names, ports, weight, targets and health checks."""
-    client = await one(health_checks=HealthSettings(True, 7, 8))
-    identity, ports = client._identity, client._forwarder.ports
-    assert (identity.name, identity.hostnames, identity.tcp_ports, identity.weight) == (
-        "b",
-        ("a.example.com",),
-        (25,),
-        3,
+    """Names, ports, weight, outbound rights, targets and health checks."""
+    client = await one(
+        health_checks=HealthSettings(True, 7, 8),
+        udp_routes=(UdpRoute(53), UdpRoute(123, 20)),
+        attestation=Attestation(hmac_secret="s" * 32, outbound_allowed=True, allowed_outbound_ports=(587,)),
     )
-    assert identity.udp_routes == (UdpRoute(53, 60), UdpRoute(123, None))
-    request = identity.request("attest", "n")
-    assert (request.tcp_ports, request.udp_routes) == (identity.tcp_ports, identity.udp_routes)
+    ports = client._forwarder.ports
+    assert client._identity == Identity(
+        "b", ("a.example.com",), (25,), 3, (Claimed(53), Claimed(123, 20)), outbound_allowed=True,
+        allowed_outbound_ports=(587,),
+    )  # fmt: skip
     assert route(ports, 443, "a.example.com") == Target("127.0.0.1", 8444)
     assert route(ports, 443, "b.example.com") == Target("127.0.0.1", 8443)
     assert client._health == HealthChecks(True, 7, 8)
@@ -109,6 +112,48 @@ async def test_clients_are_served_until_each_has_stopped() -> None:
             assert not serving.done()
             clients[1].stop()
     assert events.kinds.count(EventKind.STOPPED) == 2
+
+
+async def test_a_listener_comes_before_the_clients_it_uses() -> None:
+    """So it is the first to be stopped; each backend has its own, in front of all its addresses."""
+    events = Events()
+    async with fake_hub() as hub:
+        login = Login("alice", "s3cret")
+        backends = (
+            backend(hub.url, hub.url, socks5_listen_addr="127.0.0.1:0", socks5_login=login),
+            backend("ws://127.0.0.1:1/connect"),
+        )
+        listener, *clients = programs_of(ClientFile(backends), events)
+        assert isinstance(listener, Socks5Listener)
+        assert listener.login == login
+        assert listener._clients == clients[:2]
+        assert [client.hub for client in clients if isinstance(client, BackendClient)] == [
+            hub.url,
+            hub.url,
+            "ws://127.0.0.1:1/connect",
+        ]
+        async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
+            tasks.create_task(serve_clients((listener, *clients)))
+            await events.next(EventKind.CONNECTED)
+            port = parse_host_port(listener.address)[1]
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"\x05\x01\x02")
+            assert await reader.readexactly(2) == b"\x05\x02"
+            for program in (listener, *clients):
+                program.stop()
+            assert await reader.read() == b""
+            writer.close()
+
+
+async def test_an_address_that_is_taken_stops_the_start() -> None:
+    """Every other listener is closed again; the original only logs it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        free = free_ports(1)[0]
+        backends = tuple(backend(socks5_listen_addr=f"127.0.0.1:{number}") for number in (free, port))
+        with pytest.raises(ConfigError, match=f"socks5ListenAddr: cannot listen on 127.0.0.1:{port}"):
+            programs_of(ClientFile(backends), None)
+        socket.create_server(("127.0.0.1", free)).close()
 
 
 @pytest.fixture

@@ -90,11 +90,11 @@ def test_unreadable_file_is_a_problem_of_unknown_kind(tmp_path: Path) -> None:
 
 def test_features_that_are_not_served_fail_the_check_and_the_start(directory: Path) -> None:
     """One sentence for each key: what passes the check can be served."""
-    file = _node(directory, allowOutbound=True, allowedOutboundPorts=[443], stunPort=3478)
+    file = _node(directory, registrationURL="https://registry.example.com/nodes", stunPort=3478)
     for outcome in (nexus("config", "check", file), nexus("serve", "-c", file), nexus("serve", "--check", "-c", file)):
         assert (outcome.code, outcome.stdout) == (3, "")
         assert "stunPort: not served by this version" in outcome.stderr
-        assert "allowOutbound: not served by this version" in outcome.stderr
+        assert "registrationURL: not served by this version" in outcome.stderr
 
 
 def test_certificate_by_acme_is_refused_plainly(directory: Path) -> None:

@@ -63,6 +63,13 @@ def warnings(text: str) -> list[str]:
         ("peekTimeouts: {absoluteMaxSeconds: 9}", []),
         ("peekTimeouts: {firstByteSeconds: 0, absoluteMaxSeconds: 9}", []),
         (
+            "outboundPrivateNetworks: [10.1.0.0/16, '::1', 10.1.2.3/16, x]",
+            [
+                "outboundPrivateNetworks[2]: is not a network: 10.1.2.3/16 has host bits set",
+                "outboundPrivateNetworks[3]: is not a network: 'x' does not appear to be an IPv4 or IPv6 network",
+            ],
+        ),
+        (
             "relayBindAddresses: ['192.0.2.1', '::1', '[::1]', '192.0.2.1']",
             ["relayBindAddresses[2]: is not an IP address", "relayBindAddresses[3]: 192.0.2.1 is listed twice"],
         ),

@@ -174,7 +174,9 @@ def _ends_with(endpoint: FakeEndpoint, data: bytes) -> bool:
 async def test_an_instant_answer_counts() -> None:
     """W8: an answer that is here before the question has left is the answer to it."""
     link = FakeLink()
-    session = BackendSession(cast(Link, link), Grant(reauth_interval_s=1), Registry(), "192.0.2.1:5")
+    session = BackendSession(
+        cast(Link, link), Grant(reauth_interval_s=1), Registry(), "192.0.2.1:5", asyncio.TaskGroup()
+    )
     link.on_text = lambda text: session.text_received(f"answer to {text}")
     assert await session.ask("question", 30) == "answer to question"
 
@@ -290,7 +292,9 @@ async def test_no_answer_within_the_grace_ends_the_session(hub: Hub) -> None:
 async def test_an_answer_behind_a_held_link_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who cannot be heard, because a slow client holds up the link, is not cut for silence; but not without end."""
     link = FakeLink()
-    session = BackendSession(cast(Link, link), Grant(reauth_interval_s=1), Registry(), "192.0.2.1:5")
+    session = BackendSession(
+        cast(Link, link), Grant(reauth_interval_s=1), Registry(), "192.0.2.1:5", asyncio.TaskGroup()
+    )
     link.held = True
     async with asyncio.TaskGroup() as tasks:
         asking = tasks.create_task(session.ask("question", 0.0))
@@ -383,7 +387,7 @@ class Rounds:
         self.link.on_text = self._answer
         self.registry = Registry()
         grant = Grant(hostnames=(HOST,), authorizer_status_uri="https://a.example/up", **first)
-        self.session = BackendSession(cast(Link, self.link), grant, self.registry, "192.0.2.1:5")
+        self.session = BackendSession(cast(Link, self.link), grant, self.registry, "192.0.2.1:5", asyncio.TaskGroup())
         self.clock = Clock()
         self.rounds = list(rounds)
         self._reauthenticator = Reauthenticator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ def join(
     """Let a backend behind a fake link serve names and ports."""
     link = FakeLink()
     grant = Grant(hostnames=hostnames or (HOST,), weight=weight, subject=subject, **ports)
-    return BackendSession(cast(Link, link), grant, registry, "192.0.2.1:5"), link
+    return BackendSession(cast(Link, link), grant, registry, "192.0.2.1:5", asyncio.TaskGroup()), link
 
 
 def lose(backend: BackendSession, link: FakeLink, end: LinkEnd = LOST) -> None:

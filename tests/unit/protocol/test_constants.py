@@ -47,6 +47,8 @@ PINNED: dict[str, object] = {
     "CLIENT_PING_INTERVAL_S": 5.0,
     "CLIENT_DEAD_AFTER_S": 10.0,
     "DIAL_TIMEOUT_S": 10.0,
+    "OUTBOUND_TARGET_MAX_BYTES": 260,
+    "OUTBOUND_ANSWER_TIMEOUT_S": 15.0,
     "FEATURE_HALF_CLOSE": "half_close",
     "FEATURE_DRAIN": "drain",
     "FEATURES": ("half_close", "drain"),

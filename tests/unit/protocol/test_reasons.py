@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from nexus.protocol.reasons import Reason, is_clean
+from nexus.protocol.reasons import OutboundRefusal, Reason, is_clean
+
+PROTOCOL_PAGE = Path(__file__).parents[3] / "docs" / "protocol.md"
+ROW = re.compile(r"^\| `([a-z_]+)` \| (.+) \| \d \|$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("reason", ["", "normal", Reason.NORMAL])
@@ -34,3 +40,9 @@ def test_reasons_are_their_wire_text() -> None:
         "unknown",
         "reset",
     }
+
+
+def test_refusals_are_those_of_the_protocol_page() -> None:
+    """Other programs compare whole texts; the names are labels of a metric."""
+    documented = ROW.findall(PROTOCOL_PAGE.read_text())
+    assert documented == [(refusal.name.lower(), refusal.value) for refusal in OutboundRefusal]

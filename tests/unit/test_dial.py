@@ -1,4 +1,4 @@
-"""backend_client.dial: names with several addresses, on real loopback sockets."""
+"""nexus.dial: names with several addresses, on real loopback sockets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from backend_client.dial import open_socket
+from nexus.dial import open_socket, resolve
 
 ON_BOTH_LOOPS = True
 Resolve = Callable[..., object]
@@ -72,3 +72,10 @@ async def test_a_name_without_a_reachable_address_is_an_oserror(monkeypatch: pyt
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolving_to("127.0.0.1", "127.0.0.2"))
     with pytest.raises(OSError, match=r"[Cc]onnect|[Mm]ultiple"):
         await open_socket("hub.example", port)
+
+
+async def test_a_name_without_an_address_is_an_oserror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver may also answer with nothing."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolving_to())
+    with pytest.raises(OSError, match="no address"):
+        await resolve("hub.example", 443)
