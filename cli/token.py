@@ -117,7 +117,7 @@ def mint(  # noqa: PLR0913 — one option for each claim
         handshake_max_age_s=handshake_max_age,
         reauth_interval_s=reauth_interval,
         reauth_grace_s=reauth_grace,
-        maintenance_grace_cap_s=maintenance_grace_cap,
+        maintenance_grace_cap_s=maintenance_grace_cap or None,
         authorizer_status_uri=authorizer_status_uri,
         policy_version=policy_version,
         outbound_allowed=outbound_allowed,

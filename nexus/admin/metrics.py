@@ -50,6 +50,8 @@ class NodeStats:
     """Route keys that backends of this node serve."""
     hub_certificate_expiry_seconds: float | None = None
     """Unix time at which the hub's certificate expires; None while there is none."""
+    key_set_fetched_seconds: float | None = None
+    """Unix time at which the key set of ``backendsJWKSURL`` was fetched last; None where it never was."""
 
     sessions_total: int = 0
     streams_total: int = 0
@@ -65,6 +67,10 @@ class NodeStats:
     """Ended sessions by reason."""
     auth_failures_total: Mapping[str, int] = field(default_factory=dict)
     """Refused backends by stage of the handshake."""
+    verifier_answers_total: Mapping[str, int] = field(default_factory=dict)
+    """What the remote verifier said, or that it said nothing, by result."""
+    key_set_fetches_total: Mapping[str, int] = field(default_factory=dict)
+    """Fetches of the key set of ``backendsJWKSURL``, by result."""
     streams_reset_total: Mapping[str, int] = field(default_factory=dict)
     """Streams that ended broken rather than with both directions finished, by reason."""
 
@@ -94,6 +100,11 @@ _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
         "nexus_hub_certificate_expiry_timestamp_seconds",
         lambda s: s.hub_certificate_expiry_seconds,
         "Unix time at which the hub's certificate expires; absent while there is none.",
+    ),
+    (
+        "nexus_key_set_fetched_timestamp_seconds",
+        lambda s: s.key_set_fetched_seconds,
+        "Unix time at which the key set of backendsJWKSURL was last fetched; absent where it never was.",
     ),
 )
 
@@ -127,6 +138,18 @@ _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int
         "stage",
         lambda s: s.auth_failures_total,
         "Backends refused, by stage of the handshake.",
+    ),
+    (
+        "nexus_verifier_answers_total",
+        "result",
+        lambda s: s.verifier_answers_total,
+        "Tokens sent to the remote verifier, by result.",
+    ),
+    (
+        "nexus_key_set_fetches_total",
+        "result",
+        lambda s: s.key_set_fetches_total,
+        "Fetches of the key set of backendsJWKSURL, by result.",
     ),
     (
         "nexus_stream_resets_total",

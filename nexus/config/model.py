@@ -82,6 +82,13 @@ class NodeConfig:
     log_level: str
     log_format: str
     backends_jwt_secret_file: str
+    additional_jwt_secret_files: tuple[str, ...]
+    backends_jwks_file: str
+    backends_jwksurl: str
+    remote_verifier_fallback: bool
+    authorizer_ca_file: str
+    revocation_file: str
+    max_refusals_per_source: int
 
     def __repr__(self) -> str:
         """Show every attribute, secrets masked."""

@@ -14,7 +14,6 @@ from nexus.config.model import NodeConfig
 UNSERVED: Mapping[str, Callable[[NodeConfig], bool]] = {
     "peers": lambda config: bool(config.peers),
     "udpRelayPorts": lambda config: bool(config.udp_relay_ports),
-    "remoteVerifierURL": lambda config: bool(config.remote_verifier_url),
     "hubPublicHostname": lambda config: bool(config.hub_public_hostname),
     "totalBandwidthMbps": lambda config: config.total_bandwidth_mbps > 0,
     "allowedTCPPortClaims": lambda config: bool(config.allowed_tcp_port_claims),

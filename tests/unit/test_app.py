@@ -23,6 +23,7 @@ from websockets.asyncio.client import connect
 from nexus import app, sockets
 from nexus.admin.probe import probe
 from nexus.app import Node, NodeAddresses, run_node
+from nexus.config.admission import policy_of
 from nexus.config.load import load_node_config
 from nexus.config.model import NodeConfig
 from nexus.document.addresses import parse_host_port
@@ -229,7 +230,7 @@ def test_the_budget_and_the_policy_are_those_of_the_configuration(config: Config
         allowedUDPPortClaims=[53],
         requireTokenExpiry=True,
     )
-    budget, policy = app._peek_budget(made), app._policy(made)
+    budget, policy = app._peek_budget(made), policy_of(made)
     assert (budget.first_byte_s, budget.idle_extension_s, budget.absolute_max_s) == (1, 2, 3)
     assert (budget.concurrent, budget.concurrent_per_source, budget.answers) == (4, 5, False)
     assert policy.allowed_tcp_ports == {25}
@@ -364,7 +365,7 @@ async def test_a_renewed_certificate_is_taken_over_when_told(pki: Pki, config: C
         backend = await it.backend()
         assert it.node.stats().hub_certificate_expiry_seconds == it.node._certificate.expires_at
         pki.issue("hub", "localhost", "second.example.com")
-        it.node.reload_certificate()
+        it.node.reload()
         assert it.node._certificate.certificate.names == ("localhost", "second.example.com")
         await backend.pong()
         await it.backend()

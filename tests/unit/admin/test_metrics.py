@@ -41,6 +41,9 @@ FULL = NodeStats(
     session_ends_total={"timeout": 15},
     auth_failures_total={"stage_0": 16},
     streams_reset_total={"dial_failed": 17},
+    key_set_fetched_seconds=1_850_000_000.0,
+    verifier_answers_total={"refused": 18},
+    key_set_fetches_total={"ok": 19},
 )
 
 
@@ -82,6 +85,9 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_session_ends_total", "timeout"): 15,
         ("nexus_auth_failures_total", "stage_0"): 16,
         ("nexus_stream_resets_total", "dial_failed"): 17,
+        ("nexus_key_set_fetched_timestamp_seconds", ""): 1_850_000_000.0,
+        ("nexus_verifier_answers_total", "refused"): 18,
+        ("nexus_key_set_fetches_total", "ok"): 19,
     }
 
 
