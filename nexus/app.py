@@ -103,8 +103,6 @@ class Node:
             hub_socket, relay_sockets = self._bind(stack)
             stack.callback(self._listeners.close)
             stack.push_async_callback(self._web.aclose)
-            for warning in self._auth.keyring.warnings:
-                _log.warning("%s", warning)
             admin = await stack.enter_async_context(self._admin())
             for sock in relay_sockets:
                 await self._listeners.listen(sock)

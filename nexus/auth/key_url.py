@@ -35,7 +35,7 @@ _log = logging.getLogger("nexus.auth")
 
 
 class KeyUrl:
-    """The keys at one URL; ``run`` keeps them fresh."""
+    """The keys at one URL; ``run`` keeps them fresh. ``failure`` says why the last fetch failed, if it did."""
 
     def __init__(self, url: str, web: WebClient) -> None:
         """Fetch by ``web``; nothing is asked yet."""
@@ -47,7 +47,7 @@ class KeyUrl:
         self._fetching = False
         self._started_at = float("-inf")
         self._failures = 0
-        self._failure = ""
+        self.failure = ""
         self.fetches: Counter[str] = Counter()
         self.fetched_at: float | None = None
 
@@ -110,7 +110,7 @@ class KeyUrl:
             for what in key_set.skipped:
                 _log.warning("%s: %s: skipped", KEY_NAME, what)
         self._key_set = key_set
-        self._failures, self._failure = 0, ""
+        self._failures, self.failure = 0, ""
         self.fetched_at = time.time()
         self.fetches["ok"] += 1
 
@@ -118,7 +118,7 @@ class KeyUrl:
         self._failures += 1
         self.fetches["failed"] += 1
         age = "there is none yet" if self.fetched_at is None else f"it is {time.time() - self.fetched_at:.0f} s old"
-        level = logging.DEBUG if why == self._failure else logging.WARNING
-        self._failure = why
+        level = logging.DEBUG if why == self.failure else logging.WARNING
+        self.failure = why
         _log.log(level, "%s: not fetched: %s (the last good key set stays; %s)", KEY_NAME, why, age)
         return float(min(RETRY_S * 2 ** min(self._failures - 1, _DOUBLINGS_MAX), FRESH_MIN_S))

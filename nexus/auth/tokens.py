@@ -40,7 +40,10 @@ class InspectedToken:
 
 @dataclass(slots=True)
 class Envelope:
-    """One token on trial: what it is verified with, and what the checks found so far."""
+    """One token on trial: what it is verified with, and what the checks found so far.
+
+    ``raw_payload`` is empty until the signature is found good; who only explains a token may fill it in before.
+    """
 
     token: str = field(repr=False)
     secrets: tuple[bytes, ...] = field(repr=False)
@@ -89,6 +92,15 @@ def inspect_token(token: str) -> InspectedToken:
     except PyJWTError:
         raise _invalid("it is not a JWT in compact form") from None
     return InspectedToken(decoded["header"], _parse_payload(decoded["payload"]))
+
+
+def unverified_payload(token: str) -> bytes:
+    """Return what a token says, for display only; nothing where it is not a token."""
+    try:
+        payload: bytes = JWS.decode_complete(_bounded(token), options={"verify_signature": False})["payload"]
+    except (AuthError, PyJWTError):
+        return b""
+    return payload
 
 
 def read_header(token: str) -> tuple[str, str]:
@@ -217,7 +229,8 @@ ENVELOPE_CHECKS: Final[tuple[Check[Envelope], ...]] = (
     Check("form", _check_form),
     Check("algorithm", _check_algorithm, needs=("keys of the node", "form")),
     Check("signature", _check_signature, needs=("algorithm",)),
-    Check("payload", _check_payload, needs=("signature",)),
+    # An explanation looks into a payload whose signature is not good, too (``Envelope.raw_payload``).
+    Check("payload", _check_payload, needs=("form",)),
     Check("issuer", _check_issuer, needs=("payload",)),
     Check("audience", _check_audience, needs=("payload",)),
     Check("expiry", _check_expiry, needs=("payload",)),

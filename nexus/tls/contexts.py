@@ -149,10 +149,11 @@ class ReloadingCertificate:
 class WebContext:
     """The context in which a node asks web servers: its own certificate is shown where one is asked for.
 
-    Roots are the system's, or with ``ca_file`` those alone. The certificate is that in service when a request is made.
+    Roots are the system's, or with ``ca_file`` those alone. The certificate is that in service when a request is made,
+    None while there is none.
     """
 
-    def __init__(self, certificate: Callable[[], Certificate], ca_file: Path | None = None) -> None:
+    def __init__(self, certificate: Callable[[], Certificate | None], ca_file: Path | None = None) -> None:
         """Read ``ca_file``; raises TlsFileError when it cannot be used."""
         self._certificate = certificate
         self._ca_file = ca_file
@@ -162,7 +163,7 @@ class WebContext:
     def __call__(self) -> ssl.SSLContext:
         """Return the context of now."""
         certificate = self._certificate()
-        if certificate is not self._shown:
+        if certificate is not self._shown and certificate is not None:
             try:
                 context = hub_client_context(self._ca_file)
                 load_into(context, certificate)
