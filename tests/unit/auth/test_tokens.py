@@ -136,6 +136,7 @@ _JUNK = [
     _token(_BASE, header={"alg": "HS256", "kid": 5}),
     _token(_BASE, header={"alg": "HS256", "crit": ["x"], "x": 1}),
     _token(_BASE, header={"alg": "HS256", "b64": False, "crit": ["b64"]}),
+    _token(b"", header={"alg": "HS256", "b64": False, "crit": ["b64"]}),
     _token(_BASE, header={"alg": ["HS256"]}),
     _token(_BASE, header={"alg": {"a": 1}}),
     _token(_BASE, header={"alg": None}),
