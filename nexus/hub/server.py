@@ -44,6 +44,10 @@ VerifyToken = Callable[[str, float], Awaitable[Claims]]
 """Returns the claims of a token at a unix time, or raises AuthError; may ask somebody else and so take its time."""
 
 
+class SubjectFull(AuthError):  # noqa: N818 — a state of this node, no fault of the token
+    """The token's subject holds all the sessions it may hold; one of them may be a dead one that is not found yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubLimits:
     """Bounds of everything before authentication, and of sessions by one subject (0: none)."""
@@ -143,7 +147,7 @@ class HubServer:
         """Log it, and turn the source away for a while if its tokens were refused too often."""
         level = logging.WARNING if self._refusal_lines.admit(now) else logging.DEBUG
         _log.log(level, "refused a backend from %s: %s", address, error)
-        is_its_fault = isinstance(error, AuthError) and not isinstance(error, TokenUnverified)
+        is_its_fault = isinstance(error, AuthError) and not isinstance(error, TokenUnverified | SubjectFull)
         if is_its_fault and self._refusals.note(source, now):
             _log.log(level, "%s was refused too often: turned away for a minute (maxRefusalsPerSource)", source)
 
@@ -203,7 +207,7 @@ class HubServer:
     def _check_subject(self, grant: Grant) -> None:
         limit = self._limits.sessions_per_subject
         if limit and self._registry.sessions_of(grant.subject) >= limit:
-            raise AuthError(f"the token's subject already holds {limit} sessions (maxSessionsPerSubject)")
+            raise SubjectFull(f"the token's subject already holds {limit} sessions (maxSessionsPerSubject)")
 
 
 @contextlib.contextmanager

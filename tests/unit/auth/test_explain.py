@@ -66,6 +66,8 @@ def test_a_good_token_passes_every_check_in_the_node_s_order(stage: Stage) -> No
     ]
     assert _found(explained)["signature"].detail == "by secret 2 of 2"
     assert not any(finding.mend for finding in explained.findings)
+    assert explained.passed("signature")
+    assert not explained.passed("no such check")
 
 
 def test_the_key_is_named() -> None:

@@ -166,6 +166,19 @@ async def test_a_source_that_is_refused_too_often_is_turned_away(
         await hub.backend()
 
 
+async def test_a_subject_that_holds_all_its_sessions_is_not_turned_away(pki: Pki) -> None:
+    """Its old session may be a dead one that is not found yet; it must be able to come back when it is."""
+    async with running_hub(pki, limits=HubLimits(refusals_per_source=1, sessions_per_subject=1)) as hub:
+        first = await hub.backend()
+        for _ in range(2):
+            backend = await hub.dial()
+            await backend.websocket.send(token("attest", await backend.challenge()))
+            assert "maxSessionsPerSubject" in (await backend.closed())[1]
+        await first.websocket.close()
+        await eventually(lambda: not hub.registry.sessions, "the first session is gone")
+        await hub.backend()
+
+
 async def test_sessions_on_a_revoked_token_are_ended(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     """By any name of either of their tokens; others go on, and nothing is routed to the ended one any more."""
     first, second = await hub.backend(), await hub.backend(subject="other", hostnames=(OTHER,), token_id="t1")
