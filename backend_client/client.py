@@ -20,7 +20,7 @@ from backend_client.backoff import STABLE_SESSION_S, Backoff, FailureKind
 from backend_client.connection import Connection, StreamInfo
 from backend_client.events import Event, EventHandler, EventKind, Stats
 from backend_client.mapping import Target
-from backend_client.proxy import open_tunnel, proxy_for
+from backend_client.proxy import open_tunnel
 from backend_client.reauth import Reauthentication
 from backend_client.session import ClientSession, Forwarder
 from backend_client.tokens import CachingProvider, Stage, TokenProvider, TokenRequest
@@ -38,6 +38,7 @@ from nexus.protocol.constants import (
     HANDSHAKE_MESSAGE_MAX_BYTES,
 )
 from nexus.protocol.handshake import parse_challenge
+from nexus.proxies import WS, WSS, proxy_for
 from nexus.tls.contexts import hub_client_context
 
 _log = logging.getLogger("nexus.client")
@@ -289,7 +290,7 @@ class BackendClient:
         loop = asyncio.get_running_loop()
         context, name = self._context, uri.host if uri.secure else None
         async with _limit(DIAL_HUB_TIMEOUT_S, "no connection to the hub"):
-            proxy = proxy_for(uri.host, uri.port, secure=uri.secure)
+            proxy = proxy_for(uri.host, uri.port, WSS if uri.secure else WS)
             if proxy is None:
                 sock = await open_socket(uri.host, uri.port)
             else:

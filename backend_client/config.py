@@ -28,7 +28,7 @@ from backend_client.config_keys import (
     DEFAULT_WEIGHT,
 )
 from backend_client.socks5 import LOGIN_MAX_BYTES, Login
-from nexus.auth.grants import REAUTH_GRACE_DEFAULT_S
+from nexus.auth.trial import REAUTH_GRACE_DEFAULT_S
 from nexus.document import Record, in_file_order, load, read, read_file
 from nexus.document.addresses import check_host_port, is_loopback, parse_host_port
 from nexus.errors import ConfigError, Problem

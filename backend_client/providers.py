@@ -29,7 +29,7 @@ def _terms(attestation: Attestation) -> TokenSpec:
         handshake_max_age_s=attestation.handshake_max_age_s,
         reauth_interval_s=attestation.reauth_interval_s,
         reauth_grace_s=attestation.reauth_grace_s,
-        maintenance_grace_cap_s=attestation.maintenance_grace_cap_s,
+        maintenance_grace_cap_s=attestation.maintenance_grace_cap_s or None,
         authorizer_status_uri=attestation.authorizer_status_uri,
         policy_version=attestation.policy_version,
     )

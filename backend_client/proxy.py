@@ -1,7 +1,7 @@
 """Dialling the hub through the HTTP proxy that the environment names.
 
-`proxy_for` reads the environment, `open_tunnel` asks that proxy for a tunnel (RFC 9110 section 9.3.6) and returns the
-bare connected socket, on which TLS and the WebSocket upgrade then run as on any other.
+`open_tunnel` asks the proxy that `nexus.proxies` found for a tunnel (RFC 9110 section 9.3.6) and returns the bare
+connected socket, on which TLS and the WebSocket upgrade then run as on any other.
 
 A password in the proxy's URL appears in no error: texts that may hold one are cut before they are quoted, and an
 error of the URL parser, which quotes what it could not read, is never chained.
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ipaddress
 import re
 import socket
-import urllib.request
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from nexus import proxies
 from nexus.dial import open_socket
 from nexus.errors import NexusError
 
@@ -57,26 +56,7 @@ class ProxyAddress:
     def __str__(self) -> str:
         """``http://user:***@host:port``; a user without a password is masked too, for it may be an access key."""
         who = f"{self.username}:" if self.username else ""
-        return f"http://{'' if self.credentials is None else who + '***@'}{_authority(self.host, self.port)}"
-
-
-def proxy_for(host: str, port: int, *, secure: bool) -> str | None:
-    """Return the URL of the proxy that the environment names for a hub, or None for a direct connection.
-
-    Looks at ``wss_proxy``, ``https_proxy``, ``all_proxy`` for ``wss://`` and at ``ws_proxy``, ``http_proxy``,
-    ``all_proxy`` for ``ws://``, in lower or upper case, and, where the platform has them, the system's settings.
-    ``no_proxy`` lists hosts, domain suffixes, addresses and networks in CIDR form. Loopback is never proxied, as in
-    the original. A ``socks_proxy`` is not looked at.
-    """
-    if _is_loopback(host):
-        return None
-    proxies = urllib.request.getproxies()
-    if urllib.request.proxy_bypass(_authority(host, port)) or _in_network(host, proxies.get("no", "")):
-        return None
-    for scheme in ("wss", "https", "all") if secure else ("ws", "http", "all"):
-        if proxy := proxies.get(scheme, "").strip():
-            return proxy
-    return None
+        return f"http://{'' if self.credentials is None else who + '***@'}{proxies.authority(self.host, self.port)}"
 
 
 def parse_proxy(url: str) -> ProxyAddress:
@@ -116,14 +96,14 @@ async def open_tunnel(proxy_url: str, host: str, port: int, timeout_s: float) ->
         async with asyncio.timeout(timeout_s):
             sock = await open_socket(proxy.host, proxy.port)
             try:
-                await _ask(sock, proxy, _authority(host, port))
+                await _ask(sock, proxy, proxies.authority(host, port))
             except BaseException:
                 sock.close()
                 raise
     except ProxyError:
         raise
     except TimeoutError as error:
-        raise ProxyError(str(proxy), f"no tunnel to {_authority(host, port)} within {timeout_s:g} s") from error
+        raise ProxyError(str(proxy), f"no tunnel to {proxies.authority(host, port)} within {timeout_s:g} s") from error
     except (OSError, UnicodeError) as error:  # a name that IDNA refuses is a UnicodeError
         raise ProxyError(str(proxy), getattr(error, "strerror", None) or str(error)) from error
     return sock
@@ -167,10 +147,6 @@ def _printable(text: bytes) -> str:
     return "".join(char if char.isascii() and char.isprintable() else "?" for char in decoded[:_REASON_MAX_CHARS])
 
 
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _split(url: str) -> tuple[str, ProxyAddress] | None:
     """Split a URL; None if that fails. No exception leaves, for the parser's own would quote part of a password."""
     try:
@@ -195,31 +171,3 @@ def _masked(url: str) -> str:
     scheme, _, rest = url.partition("://")
     credentials, at, host = rest.rpartition("@")
     return f"{_printable(scheme.encode())}://{'***@' if at and credentials else ''}{_printable(host.encode())}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower().removesuffix(".") == "localhost":
-        return True
-    address = _address(host)
-    return address is not None and address.is_loopback
-
-
-def _in_network(host: str, no_proxy: str) -> bool:
-    address = _address(host)
-    if address is None:
-        return False
-    return any(_contains(entry.strip(), address) for entry in no_proxy.split(",") if "/" in entry or ":" in entry)
-
-
-def _contains(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    try:
-        return address in ipaddress.ip_network(entry, strict=False)
-    except ValueError:
-        return False
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None

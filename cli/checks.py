@@ -12,6 +12,8 @@ from pathlib import Path
 
 from backend_client.config import MASK, ClientFile, load_client_file
 from backend_client.config_keys import CLIENT_KEYS
+from nexus.auth.keyring import Keyring
+from nexus.config.admission import key_sources_of
 from nexus.config.load import load_node_config
 from nexus.config.model import NodeConfig
 from nexus.config.unserved import unserved_features
@@ -57,20 +59,30 @@ def check_node(path: Path) -> CheckedNode:
     """Load a node's configuration and look at everything that would stop it from being served.
 
     Raises:
-        ConfigError: mistakes in the file or the environment, features that this version does not serve, or a
-            certificate that cannot be used.
+        ConfigError: mistakes in the file or the environment, features that this version does not serve, or a file it
+            names that cannot be used: certificate, roots, secrets, keys, revocation list.
     """
     loaded = load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname)
     if unserved := unserved_features(loaded.config):
         raise ConfigError(*(Problem(str(path), 0, "", sentence) for sentence in unserved))
     config = loaded.config
+    keyring = Keyring(key_sources_of(config))
     files = CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file))
+    key = "hubTlsCertFile"
     try:
         certificate = read_certificate(files)
+        key = "authorizerCAFile"
+        hub_client_context(Path(config.authorizer_ca_file) if config.authorizer_ca_file else None)
     except TlsFileError as error:
-        raise ConfigError(Problem(str(path), 0, "hubTlsCertFile", str(error))) from None
+        raise ConfigError(Problem(str(path), 0, key, str(error))) from None
     oddities = (Problem(str(path), 0, "hubTlsCertFile", text) for text in certificate.warnings(time.time()))
-    return CheckedNode(config, loaded.effective, (*loaded.warnings, *oddities))
+    weak = (Problem(str(path), 0, "", text) for text in keyring.warnings if not _is_known(text, config))
+    return CheckedNode(config, loaded.effective, (*loaded.warnings, *oddities, *weak))
+
+
+def _is_known(warning: str, config: NodeConfig) -> bool:
+    """Tell whether a warning is about the node's own secret, of which its loading has told."""
+    return bool(config.backends_jwt_secret_file) and warning.startswith(f"{config.backends_jwt_secret_file}: ")
 
 
 def check_client(path: Path) -> tuple[ClientFile, tuple[Problem, ...]]:

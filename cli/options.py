@@ -12,6 +12,7 @@ import typer
 
 from backend_client.mapping import PORT_MAX, parse_target
 from nexus.auth.claims import UdpRoute
+from nexus.auth.revocation import parse_moment
 from nexus.document import read_file
 from nexus.errors import ConfigError, Problem
 
@@ -48,6 +49,7 @@ SecretFile = Annotated[
     ),
 ]
 
+_EPOCH_DIGITS_MAX = 12  # thirty thousand years
 _SEPARATORS = re.compile(r"[,\s]+")
 
 
@@ -80,6 +82,16 @@ def parse_address(text: str, option: str) -> str:
         return str(parse_target(written))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def parse_moment_or_seconds(text: str, option: str) -> float:
+    """Return a moment in seconds since the epoch, written so or as RFC 3339 has it."""
+    if text.isascii() and text.isdecimal() and len(text) <= _EPOCH_DIGITS_MAX:
+        return float(text)
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} {error}", param_hint=option) from None
 
 
 def shared_secret(path: str) -> str:

@@ -31,7 +31,7 @@ def serve(
         typer.Option("--log-format", envvar="NEXUS_LOG_FORMAT", help="Replaces logFormat of the file."),
     ] = None,
 ) -> None:
-    """Run a node until SIGINT or SIGTERM; SIGHUP looks at the certificate files at once. Logs go to stderr."""
+    """Run a node until SIGINT or SIGTERM; SIGHUP looks at certificate and keys at once. Logs go to stderr."""
     checked = check_node(config)
     for warning in checked.warnings:
         render.warn(warning)

@@ -1,4 +1,4 @@
-"""``nexus token``: mint a token with the shared secret, or look into one.
+"""``nexus token``: mint a token with the shared secret or a private key, or look into one.
 
 The variables of the options of ``nexus token`` are those that a backend client gives to a token command (spec
 backend-protocol 18), so ``nexus token --secret-file F`` is itself such a command.
@@ -10,14 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
-import jwt
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from cli import render
+from cli import render, token_verify
 from cli.options import (
     EPILOG,
     EXIT_FAILURE,
@@ -25,21 +25,24 @@ from cli.options import (
     Json,
     SecretFile,
     environment_secret,
+    parse_moment_or_seconds,
     parse_ports,
     parse_udp_routes,
     read_secret,
     shared_secret,
     split_list,
 )
-from nexus.auth.jws import ALGORITHMS, JWS
+from nexus.auth.explain import Question, explain
+from nexus.auth.keys import PrivateKey, parse_private_key
 from nexus.auth.mint import TOKEN_TTL_DEFAULT_S, Stage, TokenSpec, build_claims, mint_token
-from nexus.auth.tokens import inspect_token, verify_token
-from nexus.errors import AuthError
+from nexus.auth.tokens import inspect_token
+from nexus.files import read_file
 
 _DATE_CLAIMS = ("iat", "nbf", "exp")
 
 app = typer.Typer(
-    help="Mint a backend's token with the secret shared with the hub; `token inspect` looks into one.", epilog=EPILOG
+    help="Mint a backend's token; `token inspect` looks into one, `token verify` explains what a node thinks of it.",
+    epilog=EPILOG,
 )
 
 
@@ -69,7 +72,9 @@ def mint(  # noqa: PLR0913 — one option for each claim
     subject: Annotated[
         str, typer.Option(envvar="NEXUS_BACKEND_NAME", help="Name of the backend: the claim sub.")
     ] = "nexus",
-    ttl: Annotated[int, typer.Option(min=1, help="Life of the token in seconds.")] = TOKEN_TTL_DEFAULT_S,
+    ttl: Annotated[
+        int, typer.Option(min=0, help="Life of the token in seconds; 0 claims no end.")
+    ] = TOKEN_TTL_DEFAULT_S,
     stage: Annotated[
         Stage, typer.Option(envvar="NEXUS_ATTESTATION_STAGE", help="The moment in the session the token is for.")
     ] = "handshake",
@@ -82,8 +87,9 @@ def mint(  # noqa: PLR0913 — one option for each claim
     reauth_interval: Annotated[int, typer.Option(min=0, help="Seconds between re-authentications; 0 claims none.")] = 0,
     reauth_grace: Annotated[int, typer.Option(min=0, help="Seconds to answer one; 0 leaves it to the hub.")] = 0,
     maintenance_grace_cap: Annotated[
-        int, typer.Option(min=0, help="Seconds that one may be deferred in maintenance; 0 leaves it to the hub.")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, help="Seconds that one may be deferred in maintenance; 0 is never. Default: the hub's."),
+    ] = None,
     authorizer_status_uri: Annotated[str, typer.Option(help="https URL the hub asks during maintenance.")] = "",
     policy_version: Annotated[str, typer.Option(help="A note for the hub.")] = "",
     outbound_allowed: Annotated[
@@ -98,10 +104,22 @@ def mint(  # noqa: PLR0913 — one option for each claim
             envvar="NEXUS_ALLOWED_OUTBOUND_PORTS", metavar="PORT", help="To this port only; repeat it, or a comma list."
         ),
     ] = None,
+    jti: Annotated[str, typer.Option(help="Id of the token: the claim jti, by which it can be revoked.")] = "",
+    not_before: Annotated[
+        str, typer.Option(metavar="TIME", help="When the token begins to be valid: RFC 3339 or seconds since 1970.")
+    ] = "",
+    issued_at_quote: Annotated[str, typer.Option(help="The claim issued_at_quote, which no node looks at.")] = "",
+    kid: Annotated[str, typer.Option(help="Id of the key, for the token's header.")] = "",
+    key_file: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="PEM private key to sign with, in the place of a secret; its kind decides."),
+    ] = "",
     secret_file: SecretFile = "",
     as_json: Json = False,
 ) -> None:
-    """Mint a backend's token with the secret shared with the hub, and print it alone; `token inspect` looks into one.
+    """Mint a backend's token with the secret shared with the hub, or a private key, and print it alone.
+
+    `token inspect` looks into one, `token verify` explains what a node thinks of it.
 
     The variables are those a backend client gives to a token command, so this command can be one.
     """
@@ -122,14 +140,20 @@ def mint(  # noqa: PLR0913 — one option for each claim
         policy_version=policy_version,
         outbound_allowed=outbound_allowed,
         allowed_outbound_ports=parse_ports(allowed_outbound_port, "--allowed-outbound-port"),
+        token_id=jti,
+        not_before=int(parse_moment_or_seconds(not_before, "--not-before")) if not_before else 0,
+        issued_at_quote=issued_at_quote,
     )
     _check_request(spec, stage, nonce)
     claims = build_claims(stage, nonce, spec, time.time())
-    token = mint_token(claims, shared_secret(secret_file).encode())
+    token = mint_token(claims, _signing_key(secret_file, key_file), key_id=kid)
     if as_json:
         render.document({"token": token, "stage": stage, "claims": claims})
     else:
         render.data(token)
+
+
+app.command("verify", epilog=EPILOG)(token_verify.verify)
 
 
 @app.command(epilog=EPILOG)
@@ -174,23 +198,18 @@ def _check_request(spec: TokenSpec, stage: Stage, nonce: str) -> None:
         raise typer.BadParameter(f"the stage {stage} needs the hub's nonce", param_hint="--nonce")
 
 
+def _signing_key(secret_file: str, key_file: str) -> bytes | PrivateKey:
+    if secret_file and key_file:
+        raise typer.BadParameter("give either a secret or a private key", param_hint="--key-file")
+    return parse_private_key(read_file(Path(key_file)), key_file) if key_file else shared_secret(secret_file).encode()
+
+
 def _verdict(token: str, secret: str) -> tuple[str, str | None]:
     """Return ``valid``, ``invalid`` or ``not checked``, and why a hub with the secret would refuse it, or None."""
     if not secret:
         return "not checked", None
-    try:
-        verify_token(token, [secret.encode()], time.time())
-    except AuthError as error:
-        return ("valid" if _is_signed(token, secret.encode()) else "invalid"), str(error)
-    return "valid", None
-
-
-def _is_signed(token: str, secret: bytes) -> bool:
-    try:
-        JWS.decode_complete(token, secret, algorithms=ALGORITHMS)
-    except jwt.PyJWTError:
-        return False
-    return True
+    explained = explain(Question(token, time.time(), secrets=(secret.encode(),)))
+    return "valid" if explained.passed("signature") else "invalid", explained.refusal()
 
 
 def _times(claims: Mapping[str, object]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,8 +17,11 @@ from nexus import __version__
 from nexus.addresses import parse_network
 from nexus.admin.metrics import NodeStats, node_registry
 from nexus.admin.server import AdminServer, Readiness
-from nexus.auth.grants import Policy
-from nexus.auth.tokens import verify_token
+from nexus.auth.authenticator import Authenticator
+from nexus.auth.key_url import KeyUrl
+from nexus.auth.keyring import Keyring
+from nexus.auth.remote import RemoteVerifier
+from nexus.config.admission import key_sources_of, policy_of
 from nexus.config.model import NodeConfig
 from nexus.document.addresses import parse_host_port
 from nexus.eventloop import on_stop_signal, run
@@ -34,11 +37,13 @@ from nexus.listeners.tcp import PeekBudget, TcpListeners
 from nexus.listeners.udp import UdpListeners, UdpSettings
 from nexus.sockets import format_address, listen, listen_udp
 from nexus.tls.certificates import CertificateFiles
-from nexus.tls.contexts import ReloadingCertificate
+from nexus.tls.contexts import ReloadingCertificate, WebContext, hub_client_context
+from nexus.web import WebClient
 
 _log = logging.getLogger("nexus.node")
 
 CERTIFICATE_WATCH_S: Final = 10.0
+KEY_WATCH_S: Final = 10.0
 # A tenth of the idle timeout, within these: a stream ends between 1.0 and 1.1 times the timeout.
 _SWEEP_SHARE: Final = 0.1
 _SWEEP_MIN_S: Final = 0.2
@@ -65,25 +70,31 @@ class Node:
     """One node: construct, ``run``, ``stop``."""
 
     def __init__(self, config: NodeConfig) -> None:
-        """Read certificates; nothing listens yet.
+        """Read certificates, keys and the revocation list; nothing listens yet.
 
         Raises:
-            TlsFileError: the hub's certificate or key cannot be used.
+            TlsFileError: the hub's certificate or key, or ``authorizerCAFile``, cannot be used.
+            ConfigError: a file of keys or the revocation list cannot be used.
         """
         self._config = config
         self._certificate = ReloadingCertificate(
             CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file))
         )
+        ca_file = Path(config.authorizer_ca_file) if config.authorizer_ca_file else None
+        self._web = WebClient(WebContext(lambda: self._certificate.certificate, ca_file))
+        self._auth = _authenticator(config, self._web)
         self.registry = Registry(config.udp_flow_idle_timeout_default_s)
         self._listeners = TcpListeners(self.registry, _peek_budget(config))
         self._udp = UdpListeners(self.registry, _udp_settings(config))
-        self._status = StatusClient(None, map(parse_network, config.status_private_networks))
+        roots = hub_client_context(ca_file) if ca_file is not None else None
+        self._status = StatusClient(roots, map(parse_network, config.status_private_networks))
         self._hub = HubServer(
             self.registry,
             lambda: self._certificate.context,
-            self._verify,
-            _policy(config),
+            self._auth.verify,
+            policy_of(config),
             HubLimits(
+                refusals_per_source=config.max_refusals_per_source,
                 unauthenticated=config.max_unauthenticated_sessions,
                 unauthenticated_per_source=config.max_unauthenticated_sessions_per_source,
                 sessions_per_subject=config.max_sessions_per_subject,
@@ -91,7 +102,6 @@ class Node:
             ask_status=self._status.ask,
             outbound=_outbound(config),
         )
-        self._secrets = (config.backends_jwt_secret.encode(),)
         self._started_at = time.time()
         self._ready = False
         self._stop: asyncio.Event = asyncio.Event()
@@ -107,6 +117,7 @@ class Node:
             stack.callback(self._listeners.close)
             stack.callback(self._udp.close)
             stack.push_async_callback(self._status.aclose)
+            stack.push_async_callback(self._web.aclose)
             admin = await stack.enter_async_context(self._admin())
             for sock in relay_sockets:
                 await self._listeners.listen(sock)
@@ -116,7 +127,10 @@ class Node:
                     tasks.create_task(self._certificate.watch(CERTIFICATE_WATCH_S)),
                     tasks.create_task(self._sweep()),
                     tasks.create_task(self._udp.sweep()),
+                    tasks.create_task(self._auth.watch(KEY_WATCH_S, self._hub.close_revoked)),
                 ]
+                if self._auth.key_url is not None:
+                    background.append(tasks.create_task(self._auth.key_url.run()))
                 hub = tasks.create_task(self._hub.serve(hub_socket))
                 self._ready = True
                 if on_ready is not None:
@@ -136,14 +150,12 @@ class Node:
             _log.info("stopping")
             self._stop.set()
 
-    def reload_certificate(self) -> None:
-        """Look at the certificate's files now rather than at the next turn; a bad pair is logged and not used."""
+    def reload(self) -> None:
+        """Look at the files of certificate and keys now rather than at the next turn; a bad one is logged, not used."""
         self._certificate.look()
+        self._auth.look(self._hub.close_revoked)
 
     # -- Start ------------------------------------------------------------------------------------------------------
-
-    async def _verify(self, token: str, now: float) -> Mapping[str, object]:
-        return verify_token(token, self._secrets, now, require_expiry=self._config.require_token_expiry)
 
     def _bind(
         self, stack: contextlib.ExitStack | contextlib.AsyncExitStack
@@ -193,6 +205,7 @@ class Node:
             reasons.append("stopping")
         if self._certificate.expires_at <= time.time():
             reasons.append("the hub's certificate has expired")
+        reasons.extend(self._auth.unready())
         return Readiness(not reasons, tuple(reasons))
 
     def stats(self) -> NodeStats:
@@ -219,6 +232,9 @@ class Node:
             rejected_total=dict(self._listeners.stats.rejected),
             session_ends_total=dict(totals.session_ends),
             auth_failures_total=dict(totals.auth_failures),
+            verifier_answers_total=dict(self._auth.verifier.answers) if self._auth.verifier else {},
+            key_set_fetches_total=dict(self._auth.key_url.fetches) if self._auth.key_url else {},
+            key_set_fetched_seconds=self._auth.key_url.fetched_at if self._auth.key_url else None,
             streams_reset_total=dict(totals.stream_resets),
             datagrams_to_backends_total=self._udp.stats.to_backends,
             datagrams_to_clients_total=self._udp.stats.to_clients,
@@ -247,7 +263,7 @@ class Node:
 
 
 def run_node(config: NodeConfig, on_ready: OnReady | None = None) -> None:
-    """Run a node in this process until SIGINT or SIGTERM; SIGHUP looks at the certificate files at once.
+    """Run a node in this process until SIGINT or SIGTERM; SIGHUP looks at the files of certificate and keys at once.
 
     Raises:
         ConfigError, TlsFileError: the configuration cannot be served.
@@ -256,23 +272,20 @@ def run_node(config: NodeConfig, on_ready: OnReady | None = None) -> None:
     async def main() -> None:
         node = Node(config)
         on_stop_signal(node.stop)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload_certificate)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload)
         await node.run(on_ready)
         reset_undelivered()
 
     run(main)
 
 
-def _policy(config: NodeConfig) -> Policy:
-    return Policy(
-        allowed_tcp_ports=frozenset(config.allowed_tcp_port_claims),
-        allowed_udp_ports=frozenset(config.allowed_udp_port_claims),
-        allow_outbound=config.allow_outbound,
-        allowed_outbound_ports=frozenset(config.allowed_outbound_ports),
-        udp_flow_idle_default_s=config.udp_flow_idle_timeout_default_s,
-        udp_flow_idle_min_s=config.udp_flow_idle_timeout_min_s,
-        udp_flow_idle_max_s=config.udp_flow_idle_timeout_max_s,
-        maintenance_grace_default_s=config.maintenance_grace_default_s,
+def _authenticator(config: NodeConfig, web: WebClient) -> Authenticator:
+    url, key_url = config.remote_verifier_url, config.backends_jwksurl
+    return Authenticator(
+        Keyring(key_sources_of(config)),
+        verifier=RemoteVerifier(url, web) if url else None,
+        falls_back=config.remote_verifier_fallback,
+        key_url=KeyUrl(key_url, web) if key_url else None,
         require_expiry=config.require_token_expiry,
     )
 

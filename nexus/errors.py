@@ -6,6 +6,8 @@
     │   ├── LocalProtocolError    our own code asked for something the protocol forbids: a bug of ours
     │   └── RemoteProtocolError   the other side sent something the protocol forbids
     ├── AuthError             a token, or a claim in it, is refused
+    │   └── TokenUnverified       nobody can tell now whether a token is good; it is no fault of the token
+    ├── WebError              a web server could not be asked, or its answer was too long
     ├── TokenProviderError    the backend client could not obtain a token
     ├── RejectedError         the hub refused this backend
     ├── OutboundError         a hub opened no outbound connection
@@ -75,6 +77,28 @@ class AuthError(NexusError):
 
     ``str(error)`` may be shown to the refused side: it never contains a secret, a nonce or the token.
     """
+
+
+class TokenUnverified(AuthError):  # noqa: N818 — a state of knowledge, not a mistake
+    """A token could be judged neither way: keys or verifier are out of reach for now.
+
+    ``str(error)`` is for the backend and holds none of the words by which original backends know a lasting refusal;
+    ``detail`` is for this node's log.
+    """
+
+    def __init__(self, detail: str) -> None:
+        """Take what is wrong, in words for the operator of the node."""
+        super().__init__("the token could not be verified, try later")
+        self.detail = detail
+
+
+class WebError(NexusError):
+    """A web server could not be asked, or answered too much (``answered``); ``str(error)`` says why."""
+
+    def __init__(self, what: str, *, answered: bool = False) -> None:
+        """Take what is wrong, without secrets of the URL or the request."""
+        super().__init__(what)
+        self.answered = answered
 
 
 class TokenProviderError(NexusError):

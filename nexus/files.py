@@ -1,7 +1,10 @@
-"""Files that others rely on: written whole or not at all, with exact permissions.
+"""Files that others rely on: written whole or not at all, with exact permissions; read bounded, and followed.
 
-Used for private keys, certificates, token secrets and generated configuration. A reader, or a crash, sees the old
+Writing is for private keys, certificates, token secrets and generated configuration. A reader, or a crash, sees the old
 content or the new, never half of one; a private file is private from the instant it has a name.
+
+Reading turns whatever is wrong with a file into a ``ConfigError``. A ``FollowedFile`` keeps what it read last until the
+file holds something better.
 """
 
 from __future__ import annotations
@@ -9,7 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeAlias, TypeVar
+
+from nexus.errors import ConfigError, Problem
+
+MAX_FILE_BYTES = 4 * 1024 * 1024
+"""Longest file that is read; far above any real configuration, it bounds memory and time."""
 
 PRIVATE_MODE = 0o600
 """Permission bits of secrets: the owner reads and writes, nobody else."""
@@ -19,6 +30,10 @@ PUBLIC_MODE = 0o644
 
 _TEMPORARY_NAME_BYTES = 8
 """Random bytes in a temporary name: enough that two writers in one directory never meet."""
+
+FileSignature: TypeAlias = tuple[int, int, int] | None
+
+T = TypeVar("T")
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -33,6 +48,91 @@ def write_private(path: Path, data: bytes) -> None:
 def write_public(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``, readable by everybody (0644), whatever the umask; else as ``write_private``."""
     _write(path, data, PUBLIC_MODE)
+
+
+def read_file(path: Path) -> str:
+    """Return the text of a UTF-8 file of at most ``MAX_FILE_BYTES``.
+
+    Raises ``ConfigError`` if it is missing, unreadable, a directory, too large or not UTF-8.
+    """
+    source = str(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise _refusal(source, 0, "no such file", "check the path") from None
+    except IsADirectoryError:
+        raise _refusal(source, 0, "is a directory", "name a file") from None
+    except OSError as error:
+        raise _refusal(source, 0, f"cannot be read: {error.strerror}", "check its owner and mode") from None
+    except ValueError as error:  # a NUL in the path
+        raise _refusal(source, 0, f"cannot be read: {error}", "check the path") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise _refusal(source, 0, f"is larger than {MAX_FILE_BYTES} bytes", "name another file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _refusal(source, line, "is not UTF-8 text", "save the file as UTF-8") from None
+
+
+def file_signature(path: Path) -> FileSignature:
+    """Return what changes when a file does: modification time (ns), size and inode, links followed; None if gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+class FollowedFile(Generic[T]):
+    """What a text file says, read again when it changes; text that cannot be used leaves the old value in place."""
+
+    def __init__(self, path: Path, parse: Callable[[str, str], T]) -> None:
+        """Read ``path``; ``parse`` takes its text and its name for messages, and raises ConfigError.
+
+        Raises:
+            ConfigError: the file cannot be read, or ``parse`` refuses it.
+        """
+        self.path = path
+        self._parse = parse
+        self._failure = ""
+        self._signature = file_signature(path)  # before the read: a change during it shows at the next look
+        self.value = self._read()
+
+    def reload_if_changed(self) -> bool:
+        """Take over a changed file; return whether there is a new value.
+
+        A file that cannot be used, such as one that is half written, is tried again at the next call.
+
+        Raises:
+            ConfigError: it cannot be used; the same failure again just returns False.
+        """
+        signature = file_signature(self.path)
+        if signature == self._signature:
+            self._failure = ""
+            return False
+        try:
+            value = self._read()
+        except ConfigError as error:
+            if str(error) == self._failure:
+                return False
+            self._failure = str(error)
+            raise
+        changed = value != self.value
+        self.value, self._signature, self._failure = value, signature, ""
+        return changed
+
+    def _read(self) -> T:
+        with contextlib.suppress(OSError, ValueError):  # ``read_file`` tells of these
+            if not stat.S_ISREG(self.path.stat().st_mode) and not self.path.is_dir():
+                # A pipe could block, a device never end.
+                raise _refusal(str(self.path), 0, "is not a regular file", "name a file")
+        return self._parse(read_file(self.path), str(self.path))
+
+
+def _refusal(source: str, line: int, what: str, mend: str) -> ConfigError:
+    return ConfigError(Problem(source, line, "", what, mend))
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

@@ -13,6 +13,8 @@ UNBOUNDED: Final = -1
 _IPV6_PREFIX_BITS: Final = 64
 STRANGERS_LINES_MAX: Final = 20  # in each interval: enough to see what is wrong, a few GB a year at the worst
 STRANGERS_LINES_INTERVAL_S: Final = 10.0
+REFUSALS_INTERVAL_S: Final = 60.0
+REFUSAL_SOURCES_MAX: Final = 4096  # ours: half a MiB
 
 
 def source_key(address: str) -> str:
@@ -59,6 +61,45 @@ class SourceCounter:
         else:
             del self._by_source[source]
         self.held -= 1
+
+
+class RefusalCounter:
+    """Who was refused too often of late; such a source is turned away for a while.
+
+    What is remembered is bounded: of too many sources the one that was refused longest ago is forgotten.
+    """
+
+    __slots__ = ("_by_source", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        """Take how many refusals a source may have within REFUSALS_INTERVAL_S; UNBOUNDED turns nobody away."""
+        self._limit = limit
+        self._by_source: dict[str, tuple[float, int]] = {}
+
+    def admit(self, source: str, now: float) -> bool:
+        """Tell whether a source may try, at ``now`` in seconds of a clock that only rises."""
+        since, count = self._by_source.get(source, (now, 0))
+        if count and now - since >= REFUSALS_INTERVAL_S:
+            del self._by_source[source]
+            return True
+        return self._limit == UNBOUNDED or count < self._limit
+
+    def note(self, source: str, now: float) -> bool:
+        """Count a refusal; tell whether it was the one too many, from which on the source is turned away."""
+        if self._limit == UNBOUNDED:
+            return False
+        since, count = self._by_source.pop(source, (now, 0))
+        if now - since >= REFUSALS_INTERVAL_S:
+            since, count = now, 0
+        is_last = count + 1 == self._limit
+        if len(self._by_source) >= REFUSAL_SOURCES_MAX:
+            del self._by_source[next(iter(self._by_source))]
+        self._by_source[source] = (now if is_last else since, count + 1)  # a whole interval from the last one on
+        return is_last
+
+    def forgive(self, source: str) -> None:
+        """Forget the refusals of a source that was let in: it may be many backends behind one address."""
+        self._by_source.pop(source, None)
 
 
 class LineBudget:

@@ -52,6 +52,8 @@ class NodeStats:
     """Route keys that backends of this node serve."""
     hub_certificate_expiry_seconds: float | None = None
     """Unix time at which the hub's certificate expires; None while there is none."""
+    key_set_fetched_seconds: float | None = None
+    """Unix time at which the key set of ``backendsJWKSURL`` was fetched last; None where it never was."""
 
     sessions_total: int = 0
     streams_total: int = 0
@@ -67,6 +69,10 @@ class NodeStats:
     """Ended sessions by reason."""
     auth_failures_total: Mapping[str, int] = field(default_factory=dict)
     """Refused backends by stage of the handshake."""
+    verifier_answers_total: Mapping[str, int] = field(default_factory=dict)
+    """What the remote verifier said, or that it said nothing, by result."""
+    key_set_fetches_total: Mapping[str, int] = field(default_factory=dict)
+    """Fetches of the key set of ``backendsJWKSURL``, by result."""
     streams_reset_total: Mapping[str, int] = field(default_factory=dict)
     """Streams that ended broken rather than with both directions finished, by reason."""
     datagrams_to_backends_total: int = 0
@@ -76,7 +82,7 @@ class NodeStats:
     udp_flow_ends_total: Mapping[str, int] = field(default_factory=dict)
     """Ended UDP flows by reason."""
     reauthentications_total: Mapping[str, int] = field(default_factory=dict)
-    """Re-authentications by outcome: renewed, refused, timeout; deferred counts what maintenance put off."""
+    """Re-authentications by outcome: renewed, refused, unverified, timeout; deferred counts what was put off."""
     ignored_texts_total: int = 0
     """Texts of backends that nobody had asked for."""
 
@@ -119,6 +125,11 @@ _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
         lambda s: s.outbound_connections,
         "Outbound connections of backends, those being dialled and those not quite closed included.",
     ),
+    (
+        "nexus_key_set_fetched_timestamp_seconds",
+        lambda s: s.key_set_fetched_seconds,
+        "Unix time at which the key set of backendsJWKSURL was last fetched; absent where it never was.",
+    ),
 )
 
 _COUNTERS: tuple[tuple[str, Callable[[NodeStats], float], str], ...] = (
@@ -157,6 +168,18 @@ _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int
         "stage",
         lambda s: s.auth_failures_total,
         "Backends refused, by stage of the handshake.",
+    ),
+    (
+        "nexus_verifier_answers_total",
+        "result",
+        lambda s: s.verifier_answers_total,
+        "Tokens sent to the remote verifier, by result.",
+    ),
+    (
+        "nexus_key_set_fetches_total",
+        "result",
+        lambda s: s.key_set_fetches_total,
+        "Fetches of the key set of backendsJWKSURL, by result.",
     ),
     (
         "nexus_stream_resets_total",

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from nexus.auth.revocation import TokenIdentity
 from nexus.errors import AuthError
 
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1  # the original's integers have 64 bits
@@ -62,12 +63,19 @@ class Claims:
     issued_at: int | None = None
     expires_at: int | None = None
     subject: str = ""
+    token_id: str = ""
+    key_id: str = ""
+
+    @property
+    def identity(self) -> TokenIdentity:
+        """By what the token can be revoked."""
+        return TokenIdentity(self.subject, self.token_id, self.key_id, self.issued_at)
 
 
-def parse_claims(payload: Mapping[str, object]) -> Claims:
-    """Read a token's payload.
+def parse_claims(payload: Mapping[str, object], key_id: str = "") -> Claims:
+    """Read a token's payload; ``key_id`` is that of its header.
 
-    ``sub`` is only a label for logs here, so a subject that is no text reads as none.
+    ``sub`` and ``jti`` only name the token, in logs and for its revocation, so one that is no text reads as none.
 
     Raises:
         AuthError: a known claim has the wrong JSON type; the text names the claim, never its value.
@@ -91,7 +99,9 @@ def parse_claims(payload: Mapping[str, object]) -> Claims:
         issued_at_quote=_optional(payload, "issued_at_quote", _text) or "",
         issued_at=parse_date(payload, "iat"),
         expires_at=parse_date(payload, "exp"),
-        subject=_subject(payload),
+        subject=_label(payload, "sub"),
+        token_id=_label(payload, "jti"),
+        key_id=key_id,
     )
 
 
@@ -158,9 +168,9 @@ def _udp_route(value: object, name: str) -> UdpRoute:
     )
 
 
-def _subject(payload: Mapping[str, object]) -> str:
-    subject = payload.get("sub")
-    return subject if isinstance(subject, str) and _is_unicode(subject) else ""
+def _label(payload: Mapping[str, object], name: str) -> str:
+    label = payload.get(name)
+    return label if isinstance(label, str) and _is_unicode(label) else ""
 
 
 def _is_unicode(text: str) -> bool:

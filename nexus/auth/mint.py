@@ -1,4 +1,4 @@
-"""Tokens made with a shared secret: for the backend client, ``nexus token``, and tests.
+"""Tokens made with a shared secret or a private key: for the backend client, ``nexus token``, and tests.
 
 Strategy: two steps that can be looked at one by one. ``build_claims`` writes the claims of one stage from what the
 backend is configured to ask for, with a claim left out where its value is empty, as the original's built-in provider
@@ -16,6 +16,7 @@ from typing import Literal
 
 from nexus.auth.claims import UdpRoute
 from nexus.auth.jws import AUDIENCE, ISSUER, JWS, Algorithm
+from nexus.auth.keys import PrivateKey
 from nexus.errors import AuthError
 
 Stage = Literal["handshake", "attest", "reauth"]
@@ -26,9 +27,10 @@ TOKEN_TTL_DEFAULT_S = 30
 
 @dataclass(frozen=True, slots=True)
 class TokenSpec:
-    """What a backend asks for in its tokens. Durations in seconds; 0 and empty leave the claim out.
+    """What a backend asks for in its tokens. Durations in seconds; 0, empty and None leave the claim out.
 
-    ``subject`` is the backend's name. ``hostnames`` go into the token as they are written.
+    ``subject`` is the backend's name. ``hostnames`` go into the token as they are written. ``ttl_s`` of 0 makes a token
+    without ``exp``. ``not_before`` is seconds since the epoch. A maintenance cap of 0 is claimed: never to be deferred.
     """
 
     subject: str
@@ -40,11 +42,14 @@ class TokenSpec:
     handshake_max_age_s: int = 0
     reauth_interval_s: int = 0
     reauth_grace_s: int = 0
-    maintenance_grace_cap_s: int = 0
+    maintenance_grace_cap_s: int | None = None
     authorizer_status_uri: str = ""
     policy_version: str = ""
     outbound_allowed: bool = False
     allowed_outbound_ports: tuple[int, ...] = ()
+    token_id: str = ""
+    not_before: int = 0
+    issued_at_quote: str = ""
 
 
 def build_claims(stage: Stage, nonce: str, spec: TokenSpec, now: float) -> dict[str, object]:
@@ -58,24 +63,45 @@ def build_claims(stage: Stage, nonce: str, spec: TokenSpec, now: float) -> dict[
         "sub": spec.subject,
         "aud": [AUDIENCE],
         "iat": issued_at,
-        "exp": issued_at + spec.ttl_s,
         "weight": spec.weight,
     }
-    optional = {**_stage_claims(stage, nonce, spec), **_route_claims(spec), **_session_claims(spec)}
-    return fixed | {name: value for name, value in optional.items() if value}
+    optional = {**_label_claims(spec, issued_at), **_stage_claims(stage, nonce, spec), **_route_claims(spec)}
+    optional |= _session_claims(spec)
+    cap = spec.maintenance_grace_cap_s
+    return (
+        fixed
+        | {name: value for name, value in optional.items() if value}
+        | ({} if cap is None else {"maintenance_grace_cap_seconds": cap})
+    )
 
 
-def mint_token(claims: Mapping[str, object], secret: bytes, *, algorithm: Algorithm = "HS256") -> str:
+def mint_token(
+    claims: Mapping[str, object], key: bytes | PrivateKey, *, algorithm: Algorithm = "HS256", key_id: str = ""
+) -> str:
     """Return ``claims`` as a signed token in compact form.
+
+    Args:
+        claims: what the token says, as JSON.
+        key: a shared secret, or a private key, which has an algorithm of its own.
+        algorithm: that of a shared secret.
+        key_id: goes into the header, unless it is empty.
 
     Raises:
         AuthError: the secret is empty.
         TypeError, ValueError: the claims are not JSON.
     """
-    if not secret:
+    if not key:
         raise AuthError("the secret to sign tokens with is empty")
     payload = json.dumps(dict(claims), separators=(",", ":"), allow_nan=False).encode()
-    return JWS.encode(payload, secret, algorithm)
+    headers = {"kid": key_id} if key_id else None
+    if isinstance(key, PrivateKey):
+        return JWS.encode(payload, key.material, key.algorithm, headers)
+    return JWS.encode(payload, key, algorithm, headers)
+
+
+def _label_claims(spec: TokenSpec, issued_at: int) -> dict[str, object]:
+    expires = {"exp": issued_at + spec.ttl_s} if spec.ttl_s else {}
+    return {**expires, "jti": spec.token_id, "nbf": spec.not_before, "issued_at_quote": spec.issued_at_quote}
 
 
 def _stage_claims(stage: Stage, nonce: str, spec: TokenSpec) -> dict[str, object]:
@@ -98,7 +124,6 @@ def _session_claims(spec: TokenSpec) -> dict[str, object]:
     return {
         "reauth_interval_seconds": max(spec.reauth_interval_s, 0),
         "reauth_grace_seconds": max(spec.reauth_grace_s, 0),
-        "maintenance_grace_cap_seconds": max(spec.maintenance_grace_cap_s, 0),
         "authorizer_status_uri": spec.authorizer_status_uri,
         "policy_version": spec.policy_version,
     }

@@ -181,6 +181,26 @@ NODE_KEYS: tuple[Field, ...] = (
         doc="networks besides the public internet in which an authorizer_status_uri may lie, such as 10.1.0.0/16",
     ),
     _text("backendsJWTSecretFile", "file that holds backendsJWTSecret; one trailing newline is dropped"),
+    Field(
+        key="additionalJWTSecretFiles",
+        kind=Kind.STRINGS,
+        doc="files of further secrets that tokens may be signed with, one in each, while a secret is being replaced",
+    ),
+    _text("backendsJWKSFile", "file of public keys that tokens may be signed with: a JSON key set (JWKS), or PEM"),
+    _text("backendsJWKSURL", "URL of a JSON key set (JWKS) that tokens may be signed with: https, or http on loopback"),
+    Field(
+        key="remoteVerifierFallback",
+        kind=Kind.BOOLEAN,
+        doc="verify with local secrets and keys while remoteVerifierURL cannot be reached",
+    ),
+    _text("authorizerCAFile", "PEM file of the roots that verifier and key URL are checked against; empty = system"),
+    _text("revocationFile", "list of revoked tokens, one entry a line: sub, jti or kid and a value"),
+    _count(
+        "maxRefusalsPerSource",
+        "refusals of one source address in a minute, after which it is turned away for a minute; -1 = unbounded",
+        10,
+        minimum=UNBOUNDED,
+    ),
 )
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")

@@ -86,6 +86,13 @@ class NodeConfig:
     log_format: str
     status_private_networks: tuple[str, ...]
     backends_jwt_secret_file: str
+    additional_jwt_secret_files: tuple[str, ...]
+    backends_jwks_file: str
+    backends_jwksurl: str
+    remote_verifier_fallback: bool
+    authorizer_ca_file: str
+    revocation_file: str
+    max_refusals_per_source: int
 
     def __repr__(self) -> str:
         """Show every attribute, secrets masked."""

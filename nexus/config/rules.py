@@ -62,11 +62,32 @@ def _duplicate_ports(key: str) -> Rule:
 
 
 def _token_key(record: Record) -> Iterator[Problem]:
-    if not record.given & {"backendsJWTSecret", "backendsJWTSecretFile", "remoteVerifierURL"}:
-        what = "is required, unless backendsJWTSecretFile or remoteVerifierURL is set"
+    if not record.given & _TRUST_KEYS:
+        what = (
+            "is required, unless backendsJWTSecretFile, remoteVerifierURL, backendsJWKSFile or backendsJWKSURL is set"
+        )
         yield record.problem("backendsJWTSecret", what, "set the key that backend tokens are signed with")
     if record.given >= {"backendsJWTSecret", "backendsJWTSecretFile"}:
         yield record.problem("backendsJWTSecretFile", "is set together with backendsJWTSecret", "delete one of them")
+
+
+def _verifier(record: Record) -> Iterator[Problem]:
+    if record.text("remoteVerifierURL"):
+        url = _split(record.text("remoteVerifierURL"))
+        if url is None or url.scheme not in ("https", "http") or not url.hostname:
+            yield record.problem("remoteVerifierURL", "must be an https URL with a host", "write https://host/path")
+        if record.flag("remoteVerifierFallback") and not record.given & _LOCAL_TRUST_KEYS:
+            what, mend = "has no local secret or key to fall back to", "set backendsJWTSecretFile, or delete it"
+            yield record.problem("remoteVerifierFallback", what, mend)
+
+
+def _key_url(record: Record) -> Iterator[Problem]:
+    if record.text("backendsJWKSURL"):
+        url = _split(record.text("backendsJWKSURL"))
+        host = url.hostname if url is not None else None
+        if url is None or not host or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(host))):
+            what = "must be an https URL with a host; http only on loopback"
+            yield record.problem("backendsJWKSURL", what, "write https://host/path")
 
 
 def _hub_certificate(record: Record) -> Iterator[Problem]:
@@ -200,6 +221,24 @@ def _acme_port(record: Record) -> Iterator[Problem]:
         yield record.problem("hubPublicHostname", what, f"add {ACME_HTTP_PORT} to relayPorts")
 
 
+def _verifier_alone(record: Record) -> Iterator[Problem]:
+    verifier, falls_back = record.text("remoteVerifierURL"), record.flag("remoteVerifierFallback")
+    if falls_back and not verifier:
+        yield record.problem("remoteVerifierFallback", "has no effect without remoteVerifierURL", "delete it")
+    if verifier and not falls_back:
+        for key in sorted(record.given & (_LOCAL_TRUST_KEYS | {"additionalJWTSecretFiles"})):
+            what = "has no effect: tokens are verified by remoteVerifierURL alone"
+            mend = "delete it, or set remoteVerifierFallback to use it while the verifier cannot be reached"
+            yield record.problem(key, what, mend)
+
+
+def _verifier_in_clear(record: Record) -> Iterator[Problem]:
+    url = _split(record.text("remoteVerifierURL"))
+    if url is not None and url.scheme == "http" and not is_loopback(url.hostname or ""):
+        what = "sends tokens unencrypted, and believes whoever answers"
+        yield record.problem("remoteVerifierURL", what, "write https://host/path")
+
+
 def _split(url: str) -> SplitResult | None:
     try:
         split = urlsplit(url)
@@ -216,12 +255,16 @@ def weak_secret(secret: str) -> str:
 
 
 _TLS_KEYS = frozenset({"hubTlsCertFile", "hubTlsKeyFile", "hubPublicHostname"})
-_TOKEN_KEYS = frozenset({"backendsJWTSecret", "backendsJWTSecretFile", "remoteVerifierURL"})
+_LOCAL_TRUST_KEYS = frozenset({"backendsJWTSecret", "backendsJWTSecretFile", "backendsJWKSFile", "backendsJWKSURL"})
+_TRUST_KEYS = _LOCAL_TRUST_KEYS | {"remoteVerifierURL"}
+_VERIFIER_KEYS = _TRUST_KEYS | {"remoteVerifierFallback", "additionalJWTSecretFiles"}
 
 ERRORS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"relayPorts"}), _duplicate_ports("relayPorts")),
     (frozenset({"udpRelayPorts"}), _duplicate_ports("udpRelayPorts")),
-    (_TOKEN_KEYS, _token_key),
+    (_TRUST_KEYS, _token_key),
+    (_VERIFIER_KEYS, _verifier),
+    (frozenset({"backendsJWKSURL"}), _key_url),
     (_TLS_KEYS, _hub_certificate),
     (frozenset({"peers", "peerListenAddress", "peerAuthentication"}), _peers),
     (frozenset({"registrationURL", "backendListenAddress"}), _registration),
@@ -243,6 +286,8 @@ WARNINGS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"peers", "peerListenAddress"}), _mesh_without_peers),
     (frozenset({"peers"}), _peer_urls),
     (frozenset({"hubPublicHostname", "relayPorts"}), _acme_port),
+    (_VERIFIER_KEYS, _verifier_alone),
+    (frozenset({"remoteVerifierURL"}), _verifier_in_clear),
 )
 
 

@@ -4,9 +4,10 @@
 The usual call is ``read(load(path), FIELDS)``; ``read_file(path)`` serves files that are not YAML.
 """
 
-from nexus.document.nodes import MappingNode, Node, Place, ScalarNode, SequenceNode, load, parse, read_file
+from nexus.document.nodes import MappingNode, Node, Place, ScalarNode, SequenceNode, load, parse
 from nexus.document.scalars import did_you_mean, shorten
 from nexus.document.tables import Field, Kind, Reading, Record, Value, in_file_order, read
+from nexus.files import read_file
 
 __all__ = [
     "Field",

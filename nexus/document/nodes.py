@@ -5,8 +5,7 @@ resolved here and nothing is constructed, so no text can make more than strings.
 events arrive, before anything recurses over the tree. An alias is the anchored node itself, shared; an anchor is known
 only once its node is complete, so the tree has no cycles. Later documents of the file are not looked at.
 
-The one piece of I/O is ``read_file``, which turns whatever is wrong with a file into a ``ConfigError``. No message
-repeats text of the file except names of anchors and tags: a line may hold a secret.
+No message repeats text of the file except names of anchors and tags: a line may hold a secret.
 
 Source: spec node-and-mesh 2; YAML 1.1, as libyaml reads it.
 """
@@ -21,8 +20,8 @@ from typing import TypeAlias
 import yaml
 
 from nexus.errors import ConfigError, Problem
+from nexus.files import read_file
 
-MAX_FILE_BYTES = 4 * 1024 * 1024  # far above any real configuration; bounds memory and time
 MAX_DEPTH = 64  # our deepest key is at depth 6; the rest is room for unknown keys of other versions
 MAX_NODES = 200_000  # of one document; a node is a few hundred bytes in memory
 _SHOWN_NAME_CHARS = 40
@@ -92,32 +91,6 @@ class _Opened:
     anchor: str | None
     is_mapping: bool
     parts: list[Node] = field(default_factory=list)
-
-
-def read_file(path: Path) -> str:
-    """Return the text of a UTF-8 file of at most ``MAX_FILE_BYTES``.
-
-    Raises ``ConfigError`` if it is missing, unreadable, a directory, too large or not UTF-8.
-    """
-    source = str(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise refusal(Place(source, 0), "no such file", "check the path") from None
-    except IsADirectoryError:
-        raise refusal(Place(source, 0), "is a directory", "name a file") from None
-    except OSError as error:
-        raise refusal(Place(source, 0), f"cannot be read: {error.strerror}", "check its owner and mode") from None
-    except ValueError as error:  # a NUL in the path
-        raise refusal(Place(source, 0), f"cannot be read: {error}", "check the path") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise refusal(Place(source, 0), f"is larger than {MAX_FILE_BYTES} bytes", "name another file")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise refusal(Place(source, line), "is not UTF-8 text", "save the file as UTF-8") from None
 
 
 def parse(text: str, source: str) -> Node:

@@ -18,9 +18,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nexus.auth.claims import parse_claims
 from nexus.auth.grants import Grant, Policy, check_reauth
-from nexus.errors import NexusError
+from nexus.errors import NexusError, TokenUnverified
 from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Totals
 from nexus.hub.terms import challenge_delay_s, deferral_s
@@ -63,7 +62,7 @@ class Reauthenticator:
             try:
                 backend.grant = await self._renew(backend)
             except (NexusError, TimeoutError) as error:
-                self.totals.reauthentications["timeout" if isinstance(error, TimeoutError) else "refused"] += 1
+                self.totals.reauthentications[_outcome(error)] += 1
                 _log.warning("ended the session of %s: re-authentication failed: %s", backend.name, error)
                 backend.session.link.close(CLOSE_POLICY, f"re-authentication failed: {error}")
                 return
@@ -89,5 +88,10 @@ class Reauthenticator:
     async def _renew(self, backend: BackendSession) -> Grant:
         nonce = new_nonce()
         text = await backend.ask(serialize_reauth_challenge(nonce), backend.grant.reauth_grace_s)
-        claims = parse_claims(await self.verify(text, time.time()))
-        return check_reauth(claims, backend.grant, nonce, self.policy)
+        return check_reauth(await self.verify(text, time.time()), backend.grant, nonce, self.policy)
+
+
+def _outcome(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "unverified" if isinstance(error, TokenUnverified) else "refused"

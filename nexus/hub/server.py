@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from websockets.server import ServerProtocol
 
-from nexus.auth.claims import Claims, parse_claims
+from nexus.auth.claims import Claims
 from nexus.auth.grants import Grant, Policy, check_stage0, check_stage1
-from nexus.errors import AuthError, NexusError, RemoteProtocolError
+from nexus.auth.revocation import Revocations
+from nexus.errors import AuthError, NexusError, RemoteProtocolError, TokenUnverified
 from nexus.hub.backend import BackendSession
 from nexus.hub.reauth import AskStatus, Reauthenticator
 from nexus.hub.registry import Registry
 from nexus.hub.targets import NO_OUTBOUND, OutboundPolicy
-from nexus.limits import LineBudget, SourceCounter, source_key
+from nexus.limits import UNBOUNDED, LineBudget, RefusalCounter, SourceCounter, source_key
 from nexus.link.connection import CLOSE_TIMEOUT_S, WEBSOCKET_LOG, Link
 from nexus.link.inbox import Inbox
 from nexus.protocol.constants import (
@@ -37,8 +40,14 @@ from nexus.sockets import accept, format_address
 
 _log = logging.getLogger("nexus.hub")
 
-VerifyToken = Callable[[str, float], Awaitable[Mapping[str, object]]]
+SIGN_OF_LIFE_S: Final = 3.0  # ours: three within the 10 s after which an original backend leaves
+
+VerifyToken = Callable[[str, float], Awaitable[Claims]]
 """Returns the claims of a token at a unix time, or raises AuthError; may ask somebody else and so take its time."""
+
+
+class SubjectFull(AuthError):  # noqa: N818 — a state of this node, no fault of the token
+    """The token's subject holds all the sessions it may hold; one of them may be a dead one that is not found yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,7 @@ class HubLimits:
 
     unauthenticated: int = 256
     unauthenticated_per_source: int = 32
+    refusals_per_source: int = UNBOUNDED
     sessions_per_subject: int = 0
     upgrade_timeout_s: float = UPGRADE_TIMEOUT_S
     stage0_timeout_s: float = STAGE0_TIMEOUT_S
@@ -76,6 +86,7 @@ class HubServer:
         self._limits = limits
         self._reauthenticator = Reauthenticator(verify, policy, ask_status, registry.totals)
         self._pending = SourceCounter(limits.unauthenticated, limits.unauthenticated_per_source)
+        self._refusals = RefusalCounter(limits.refusals_per_source)
         self._refusal_lines = LineBudget()
 
     @property
@@ -89,7 +100,10 @@ class HubServer:
             while True:
                 connection, address = await accept(sock)
                 source = source_key(address)
-                if self._pending.admit(source):
+                if not self._refusals.admit(source, asyncio.get_running_loop().time()):
+                    self._registry.totals.auth_failures["turned_away"] += 1
+                    connection.close()
+                elif self._pending.admit(source):
                     tasks.create_task(self._serve_one(connection, source, tasks))
                 else:
                     self._registry.totals.auth_failures["limit"] += 1
@@ -104,7 +118,7 @@ class HubServer:
         inbox.guard(link)
         try:
             try:
-                backend = await self._admit(connection, link, inbox, tasks)
+                backend = await self._admit(connection, link, inbox, source, tasks)
             finally:
                 self._pending.release(source)
             if backend is not None and backend.grant.reauth_interval_s:
@@ -118,7 +132,7 @@ class HubServer:
             _cut(connection, link)
 
     async def _admit(
-        self, connection: socket.socket, link: Link, inbox: Inbox, tasks: asyncio.TaskGroup
+        self, connection: socket.socket, link: Link, inbox: Inbox, source: str, tasks: asyncio.TaskGroup
     ) -> BackendSession | None:
         """Take a connection up to its session and return that, or refuse it."""
         address = format_address(connection.getpeername())
@@ -126,17 +140,25 @@ class HubServer:
         try:
             grant = await self._authenticate(link, inbox)
         except (NexusError, TimeoutError) as error:
-            level = logging.WARNING if self._refusal_lines.admit(link.now()) else logging.DEBUG
-            _log.log(level, "refused a backend from %s: %s", address, error)
+            self._note_refusal(error, address, source, link.now())
             link.close(CLOSE_POLICY, str(error))
             await asyncio.wait([link.lost], timeout=2 * CLOSE_TIMEOUT_S)
             return None
+        self._refusals.forgive(source)
         backend = BackendSession(link, grant, self._registry, address, tasks, outbound=self._outbound)
         link.start_session()
         link.keep_alive(HUB_PING_INTERVAL_S, HUB_DEAD_AFTER_S)
         _log.info("session of %s: weight %d, routes %s", backend.name, grant.weight, ", ".join(grant.route_keys))
         link.release()
         return backend
+
+    def _note_refusal(self, error: Exception, address: str, source: str, now: float) -> None:
+        """Log it, and turn the source away for a while if its tokens were refused too often."""
+        level = logging.WARNING if self._refusal_lines.admit(now) else logging.DEBUG
+        _log.log(level, "refused a backend from %s: %s", address, error)
+        is_its_fault = isinstance(error, AuthError) and not isinstance(error, TokenUnverified | SubjectFull)
+        if is_its_fault and self._refusals.note(source, now):
+            _log.log(level, "%s was refused too often: turned away for a minute (maxRefusalsPerSource)", source)
 
     async def _upgrade(self, connection: socket.socket, link: Link) -> None:
         timeout_s = self._limits.upgrade_timeout_s
@@ -158,12 +180,12 @@ class HubServer:
         stage = "stage0"
         try:
             grant = check_stage0(
-                await self._token(inbox, handshake, self._limits.stage0_timeout_s), self._policy, time.time()
+                await self._token(link, inbox, handshake, self._limits.stage0_timeout_s), self._policy, time.time()
             )
             challenge = handshake.accept()
             link.send_text(challenge or "")
             stage = "stage1"
-            claims = await self._token(inbox, handshake, self._limits.stage1_timeout_s)
+            claims = await self._token(link, inbox, handshake, self._limits.stage1_timeout_s)
             grant = check_stage1(claims, grant, handshake.challenge.nonce, self._policy)
             self._check_subject(grant)
             handshake.accept()
@@ -174,18 +196,49 @@ class HubServer:
             raise
         return grant
 
-    async def _token(self, inbox: Inbox, handshake: HubHandshake, timeout_s: float) -> Claims:
+    async def _token(self, link: Link, inbox: Inbox, handshake: HubHandshake, timeout_s: float) -> Claims:
         try:
             async with asyncio.timeout(timeout_s):
                 text = await inbox.next_text()
         except TimeoutError:
             raise TimeoutError(f"no token within {timeout_s:g} s") from None
-        return parse_claims(await self._verify(handshake.receive_text(text), time.time()))
+        token = handshake.receive_text(text)
+        with _signs_of_life(link):
+            return await self._verify(token, time.time())
+
+    def close_revoked(self, revocations: Revocations) -> None:
+        """End the sessions that stand on a token which is revoked now."""
+        for backend in tuple(self._registry.sessions):
+            if reason := revocations.reason(backend.grant.tokens):
+                _log.warning("ending the session of %s: %s", backend.name, reason)
+                backend.session.link.close(CLOSE_POLICY, "revoked")
 
     def _check_subject(self, grant: Grant) -> None:
         limit = self._limits.sessions_per_subject
         if limit and self._registry.sessions_of(grant.subject) >= limit:
-            raise AuthError(f"the token's subject already holds {limit} sessions (maxSessionsPerSubject)")
+            raise SubjectFull(f"the token's subject already holds {limit} sessions (maxSessionsPerSubject)")
+
+
+@contextlib.contextmanager
+def _signs_of_life(link: Link) -> Iterator[None]:
+    """Send empty pongs while a token is being judged: the link is held, so pings stay unanswered meanwhile.
+
+    An original backend leaves after 10 s without a message or a pong (spec backend-protocol 1.2). A pong that answers
+    no ping is legal (RFC 6455 section 5.5.3), and ours does not take an empty one for acceptance.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def beat() -> None:
+        nonlocal timer
+        link.pong()
+        timer = loop.call_later(SIGN_OF_LIFE_S, beat)
+
+    timer = loop.call_later(SIGN_OF_LIFE_S, beat)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _cut(connection: socket.socket, link: Link) -> None:

@@ -227,6 +227,12 @@ class Link(asyncio.BufferedProtocol):
             self.websocket.send_ping(payload)
             self._flush()
 
+    def pong(self) -> None:
+        """Send an empty pong that answers no ping (RFC 6455 section 5.5.3); a no-op once the link is closing."""
+        if self.websocket.state is State.OPEN:
+            self.websocket.send_pong(b"")
+            self._flush()
+
     # -- Control ----------------------------------------------------------------------------------------------------
 
     def start_session(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nexus.errors import TlsFileError
+from nexus.files import FileSignature, file_signature
 from nexus.tls.certificates import Certificate, CertificateFiles, load_into, read_certificate
 
 ALPN = ("http/1.1",)
@@ -25,7 +26,7 @@ WATCH_INTERVAL_S = 60.0
 
 _logger = logging.getLogger("nexus.tls")
 
-_Signature = tuple[tuple[int, int, int] | None, ...]
+_Signature = tuple[FileSignature, ...]
 
 
 def hub_server_context(certificate: Certificate | None = None) -> ssl.SSLContext:
@@ -145,14 +146,33 @@ class ReloadingCertificate:
         self._certificate = certificate
 
 
+class WebContext:
+    """The context in which a node asks web servers: its own certificate is shown where one is asked for.
+
+    Roots are the system's, or with ``ca_file`` those alone. The certificate is that in service when a request is made,
+    None while there is none.
+    """
+
+    def __init__(self, certificate: Callable[[], Certificate | None], ca_file: Path | None = None) -> None:
+        """Read ``ca_file``; raises TlsFileError when it cannot be used."""
+        self._certificate = certificate
+        self._ca_file = ca_file
+        self._shown: Certificate | None = None
+        self._context = hub_client_context(ca_file)
+
+    def __call__(self) -> ssl.SSLContext:
+        """Return the context of now."""
+        certificate = self._certificate()
+        if certificate is not self._shown and certificate is not None:
+            try:
+                context = hub_client_context(self._ca_file)
+                load_into(context, certificate)
+                self._context = context
+            except TlsFileError as error:
+                _logger.error("%s (the old one stays in use towards web servers)", error)  # noqa: TRY400
+            self._shown = certificate
+        return self._context
+
+
 def _signature(files: CertificateFiles) -> _Signature:
-    """What changes when a file does: modification time (ns), size and inode of both, links followed; None if gone."""
-    return tuple(_file_signature(path) for path in (files.cert_file, files.key_file))
-
-
-def _file_signature(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return tuple(file_signature(path) for path in (files.cert_file, files.key_file))

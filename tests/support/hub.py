@@ -7,13 +7,14 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from nexus.auth.claims import Claims, parse_claims
 from nexus.auth.grants import Policy
 from nexus.auth.mint import Stage, TokenSpec, build_claims, mint_token
 from nexus.auth.tokens import verify_token
@@ -33,9 +34,9 @@ NAME = "backend-7"
 HOST = "app.example.com"
 
 
-async def verify(token: str, now: float) -> Mapping[str, object]:
+async def verify(token: str, now: float) -> Claims:
     """Check a token as a node with SECRET does."""
-    return verify_token(token, (SECRET.encode(),), now)
+    return parse_claims(verify_token(token, (SECRET.encode(),), now))
 
 
 def token(stage: Stage = "handshake", nonce: str = "", secret: str = SECRET, **terms: Any) -> str:

@@ -24,17 +24,21 @@ from nexus import app, sockets
 from nexus.addresses import parse_network
 from nexus.admin.probe import probe
 from nexus.app import Node, NodeAddresses, run_node
+from nexus.auth.tokens import inspect_token
+from nexus.config.admission import policy_of
 from nexus.config.load import load_node_config
 from nexus.config.model import NodeConfig
 from nexus.document.addresses import parse_host_port
 from nexus.errors import ConfigError, TlsFileError
+from nexus.files import write_public
 from nexus.hub.targets import OutboundPolicy
 from nexus.limits import UNBOUNDED
 from nexus.link import endpoint as endpoints
 from nexus.link import quiet
 from nexus.tls.contexts import hub_client_context
 from tests.support.hub import HOST, NAME, WAIT_S, Backend, eventually
-from tests.support.processes import SECRET, Pki
+from tests.support.processes import SECRET, Pki, free_ports
+from tests.support.web_server import Asked, http, web_server
 
 ON_BOTH_LOOPS = True
 REQUEST = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
@@ -237,7 +241,7 @@ def test_the_budget_and_the_policy_are_those_of_the_configuration(config: Config
         outboundIdleTimeoutSeconds=7,
         outboundPrivateNetworks=["10.1.0.0/16", "::1"],
     )
-    budget, policy = app._peek_budget(made), app._policy(made)
+    budget, policy = app._peek_budget(made), policy_of(made)
     assert (budget.first_byte_s, budget.idle_extension_s, budget.absolute_max_s) == (1, 2, 3)
     assert (budget.concurrent, budget.concurrent_per_source, budget.answers) == (4, 5, False)
     assert policy.allowed_tcp_ports == {25}
@@ -246,6 +250,62 @@ def test_the_budget_and_the_policy_are_those_of_the_configuration(config: Config
     networks = (parse_network("10.1.0.0/16"), parse_network("::1/128"))
     assert app._outbound(made) == OutboundPolicy(True, frozenset({25, 443}), UNBOUNDED, 6, 7, networks)
     assert app._outbound(config()) == OutboundPolicy()
+
+
+async def test_files_of_keys_that_cannot_be_used_are_an_error_at_once(config: Config, tmp_path: Path) -> None:
+    """Before anything listens; all of them together."""
+    missing = str(tmp_path / "missing")
+    with pytest.raises(ConfigError) as caught:
+        Node(config(additionalJWTSecretFiles=[missing], backendsJWKSFile=missing, revocationFile=missing))
+    assert len(caught.value.problems) == 3
+    with pytest.raises(TlsFileError, match="missing"):
+        Node(config(authorizerCAFile=missing))
+
+
+async def test_a_key_url_that_is_not_there_stops_no_node(pki: Pki, config: Config) -> None:
+    """It says that it is not ready, takes the tokens it can judge, and tells of the failure in figures."""
+    (unused,) = free_ports(1)
+    async with running(pki, config(backendsJWKSURL=f"http://127.0.0.1:{unused}/jwks")) as it:
+        await it.backend()
+        assert it.node.readiness().reasons == ("the keys of backendsJWKSURL were not fetched yet",)
+        await eventually(lambda: it.node.stats().key_set_fetches_total == {"failed": 1}, "it was tried")
+        assert it.node.stats().key_set_fetched_seconds is None
+
+
+async def test_a_verifier_judges_the_tokens(pki: Pki, config: Config) -> None:
+    """Asked over HTTPS with the hub's certificate; its answers are in the figures."""
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        nonce = inspect_token(json.loads(asked.body)["token"]).claims.get("session_nonce", "")
+        verdict = {"valid": True, "claims": {"sub": NAME, "hostnames": [HOST], "session_nonce": nonce}}
+        writer.write(http(200, json.dumps(verdict).encode()))
+
+    async with web_server(pki, answer) as verifier:
+        made = config(remoteVerifierURL=verifier.url(), authorizerCAFile=str(pki.ca_file))
+        async with running(pki, made) as it:
+            await it.backend()
+            assert [asked.client_names for asked in verifier.asked] == [("localhost",)] * 2
+            assert it.node.stats().verifier_answers_total == {"accepted": 2}
+
+
+async def test_a_revocation_ends_a_session_that_runs(
+    pki: Pki, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the node's next look at the file, or at once on SIGHUP."""
+    revoked = tmp_path / "revoked"
+    revoked.write_text("# nobody\n")
+    async with running(pki, config(revocationFile=str(revoked))) as it:
+        backend = await it.backend()
+        write_public(revoked, f"sub {NAME}\n".encode())
+        it.node.reload()
+        assert await backend.closed() == (1008, "revoked")
+        await eventually(lambda: it.node.stats().session_ends_total == {"1008": 1}, "it is counted")
+    write_public(revoked, b"")
+    monkeypatch.setattr(app, "KEY_WATCH_S", 0.01)
+    async with running(pki, config(revocationFile=str(revoked))) as it:
+        backend = await it.backend()
+        write_public(revoked, f"sub {NAME}\n".encode())
+        assert await backend.closed() == (1008, "revoked")
 
 
 # -- Service --------------------------------------------------------------------------------------------------------
@@ -399,7 +459,7 @@ async def test_a_renewed_certificate_is_taken_over_when_told(pki: Pki, config: C
         backend = await it.backend()
         assert it.node.stats().hub_certificate_expiry_seconds == it.node._certificate.expires_at
         pki.issue("hub", "localhost", "second.example.com")
-        it.node.reload_certificate()
+        it.node.reload()
         assert it.node._certificate.certificate.names == ("localhost", "second.example.com")
         await backend.pong()
         await it.backend()

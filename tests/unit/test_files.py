@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from nexus.files import PRIVATE_MODE, PUBLIC_MODE, write_private, write_public
+from nexus.errors import ConfigError, Problem
+from nexus.files import (
+    MAX_FILE_BYTES,
+    PRIVATE_MODE,
+    PUBLIC_MODE,
+    FollowedFile,
+    read_file,
+    write_private,
+    write_public,
+)
 
 Writer = Callable[[Path, bytes], None]
 WRITERS = [(write_private, PRIVATE_MODE), (write_public, PUBLIC_MODE)]
@@ -100,3 +109,70 @@ def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
     """Directories are the caller's business."""
     with pytest.raises(FileNotFoundError):
         write_public(tmp_path / "absent" / "file", b"")
+
+
+def test_unusable_files_are_explained(tmp_path: Path) -> None:
+    """Missing files, directories, odd paths, huge files and other encodings each get their own words."""
+    latin, huge = tmp_path / "latin.yaml", tmp_path / "huge.yaml"
+    latin.write_bytes("a: 1\nb: é\n".encode("latin-1"))
+    huge.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+    for path, what, line in [
+        (tmp_path / "absent.yaml", "no such file", 0),
+        (tmp_path, "is a directory", 0),
+        (latin / "below", "cannot be read", 0),
+        (Path("a\0b"), "cannot be read", 0),
+        (huge, "is larger than", 0),
+        (latin, "is not UTF-8", 2),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            read_file(path)
+        (problem,) = caught.value.problems
+        assert (problem.source, problem.line) == (str(path), line)
+        assert problem.what.startswith(what)
+
+
+def _upper(text: str, source: str) -> str:
+    if "bad" in text:
+        raise ConfigError(Problem(source, 1, "", text))
+    return text.upper()
+
+
+def test_a_followed_file_gives_what_it_says_now(tmp_path: Path) -> None:
+    """Only a change is news, and only one of what the file means."""
+    path = tmp_path / "list"
+    path.write_text("one")
+    file = FollowedFile(path, _upper)
+    assert (file.value, file.reload_if_changed()) == ("ONE", False)
+    write_public(path, b"two")
+    assert (file.reload_if_changed(), file.value, file.reload_if_changed()) == (True, "TWO", False)
+    write_public(path, b"TWO")
+    assert (file.reload_if_changed(), file.value) == (False, "TWO")
+
+
+def test_a_file_that_cannot_be_used_keeps_the_old_value_and_is_told_of_once(tmp_path: Path) -> None:
+    """Each new failure is told; the next good content is taken, and a file put back as it was is no failure."""
+    path = tmp_path / "list"
+    path.write_text("one")
+    file = FollowedFile(path, _upper)
+    path.unlink()
+    with pytest.raises(ConfigError, match="no such file"):
+        file.reload_if_changed()
+    assert not file.reload_if_changed()
+    write_public(path, b"bad")
+    with pytest.raises(ConfigError, match="bad"):
+        file.reload_if_changed()
+    assert (file.reload_if_changed(), file.value) == (False, "ONE")
+    write_public(path, b"two")
+    assert (file.reload_if_changed(), file.value) == (True, "TWO")
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "pipe"])
+def test_a_followed_file_must_be_one_from_the_start(tmp_path: Path, kind: str) -> None:
+    """A pipe would stop whoever reads it."""
+    path = tmp_path / kind
+    if kind == "directory":
+        path.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(ConfigError, match=rf"{kind}: (no such file|is a directory|is not a regular file)"):
+        FollowedFile(path, _upper)

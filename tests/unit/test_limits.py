@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nexus import limits
 from nexus.limits import (
+    REFUSALS_INTERVAL_S,
     STRANGERS_LINES_INTERVAL_S,
     STRANGERS_LINES_MAX,
     UNBOUNDED,
     LineBudget,
+    RefusalCounter,
     SourceCounter,
     source_key,
 )
@@ -83,3 +86,48 @@ def test_strangers_cause_few_log_lines_in_each_interval() -> None:
     assert sum(budget.admit(5.0) for _ in range(1000)) == STRANGERS_LINES_MAX
     assert not budget.admit(5.0 + STRANGERS_LINES_INTERVAL_S / 2)
     assert sum(budget.admit(5.0 + STRANGERS_LINES_INTERVAL_S) for _ in range(1000)) == STRANGERS_LINES_MAX
+
+
+def test_a_source_that_is_refused_too_often_is_turned_away_for_a_while() -> None:
+    """W28: counted from the refusal that was one too many; others are not concerned."""
+    refusals = RefusalCounter(3)
+    assert [refusals.note("a", now) for now in (0, 30, 59)] == [False, False, True]
+    assert not refusals.admit("a", 59)
+    assert refusals.admit("b", 59)
+    assert not refusals.admit("a", 59 + REFUSALS_INTERVAL_S - 1)
+    assert refusals.admit("a", 59 + REFUSALS_INTERVAL_S)
+    assert not refusals.note("a", 120)
+
+
+def test_refusals_that_are_far_apart_do_not_add_up() -> None:
+    """A minute begins with the first of them."""
+    refusals = RefusalCounter(2)
+    assert not [now for now in (0, 60, 120, 180) if refusals.note("a", now)]
+    assert refusals.admit("a", 180)
+    assert refusals.note("a", 239)
+
+
+def test_whoever_is_let_in_is_forgiven() -> None:
+    """Many backends may share one address."""
+    refusals = RefusalCounter(2)
+    refusals.note("a", 0)
+    refusals.forgive("a")
+    refusals.forgive("b")
+    assert not refusals.note("a", 1)
+
+
+def test_without_a_limit_nobody_is_turned_away() -> None:
+    """Nor remembered."""
+    refusals = RefusalCounter(UNBOUNDED)
+    assert not any(refusals.note("a", 0) for _ in range(100))
+    assert refusals.admit("a", 0)
+    assert not refusals._by_source
+
+
+def test_the_memory_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was refused longest ago is forgotten first."""
+    monkeypatch.setattr(limits, "REFUSAL_SOURCES_MAX", 2)
+    refusals = RefusalCounter(1)
+    for source in ("a", "b", "a", "c"):
+        refusals.note(source, 0)
+    assert [refusals.admit(source, 1) for source in "abc"] == [False, True, False]

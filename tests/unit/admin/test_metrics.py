@@ -51,6 +51,9 @@ FULL = NodeStats(
     outbound_connections=18,
     outbound_total=19,
     outbound_refusals_total={"private": 20},
+    key_set_fetched_seconds=1_850_000_000.0,
+    verifier_answers_total={"refused": 18},
+    key_set_fetches_total={"ok": 19},
 )
 
 
@@ -102,6 +105,9 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_udp_flow_ends_total", "idle"): 22,
         ("nexus_reauthentications_total", "renewed"): 23,
         ("nexus_ignored_texts_total", ""): 24,
+        ("nexus_key_set_fetched_timestamp_seconds", ""): 1_850_000_000.0,
+        ("nexus_verifier_answers_total", "refused"): 18,
+        ("nexus_key_set_fetches_total", "ok"): 19,
     }
 
 

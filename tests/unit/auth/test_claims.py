@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.auth.claims import Claims, UdpRoute, parse_claims, parse_date
+from nexus.auth.revocation import TokenIdentity
 from nexus.errors import AuthError
 
 _FULL: dict[str, object] = {
@@ -127,7 +128,7 @@ def test_a_claim_of_the_wrong_type_makes_the_token_malformed(name: str, value: o
 @pytest.mark.parametrize("subject", [1, None, ["a"], {}, "\ud800"])
 def test_a_subject_that_is_no_text_reads_as_none(subject: object) -> None:
     """Nothing depends on it but a label in logs."""
-    assert parse_claims({"sub": subject}).subject == ""
+    assert parse_claims({"sub": subject, "jti": subject}).identity == TokenIdentity()
 
 
 def test_the_nonce_and_the_status_uri_stay_out_of_the_repr() -> None:
@@ -152,3 +153,9 @@ def test_hostile_json_raises_auth_errors_alone(payload: dict[str, object]) -> No
 def test_fractions_of_dates_are_cut(value: object, expected: int | None) -> None:
     """Dates count whole seconds, cut towards zero."""
     assert parse_date({"nbf": value}, "nbf") == expected
+
+
+def test_a_token_is_named_by_subject_id_key_and_date() -> None:
+    """What a revocation list can name."""
+    claims = parse_claims({"sub": "shop", "jti": "4711", "iat": 5.9}, "k1")
+    assert claims.identity == TokenIdentity("shop", "4711", "k1", 5)

@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.auth.claims import Claims, UdpRoute
-from nexus.auth.grants import (
-    DURATION_MAX_S,
-    REAUTH_GRACE_DEFAULT_S,
-    Grant,
-    Policy,
-    check_reauth,
-    check_stage0,
-    check_stage1,
-)
+from nexus.auth.grants import Grant, Policy, check_reauth, check_stage0, check_stage1
+from nexus.auth.revocation import TokenIdentity
+from nexus.auth.trial import DURATION_MAX_S, REAUTH_GRACE_DEFAULT_S
 from nexus.errors import AuthError
 
 _NONCE = "the-nonce-of-this-session"
@@ -377,3 +371,12 @@ def test_any_claims_are_granted_or_refused(claims: Claims) -> None:
         check_reauth(claims, check_stage1(claims, grant, _NONCE, _POLICY), _NONCE, _POLICY)
     except AuthError as error:
         assert "other" not in str(error)  # noqa: PT017 — both outcomes are right, a difference to itself is not
+
+
+def test_a_grant_stands_on_the_tokens_it_came_from() -> None:
+    """Both of the handshake; after a re-authentication on that token alone. Grants are compared by what they allow."""
+    first, second, third = (replace(_CLAIMS, token_id=str(n), key_id=f"k{n}", issued_at=n) for n in range(3))
+    grant = check_stage1(second, _grant(first), _NONCE, _POLICY)
+    assert grant.tokens == (TokenIdentity("shop", "0", "k0", 0), TokenIdentity("shop", "1", "k1", 1))
+    assert check_reauth(third, grant, _NONCE, _POLICY).tokens == (TokenIdentity("shop", "2", "k2", 2),)
+    assert _grant(first) == _grant(second)

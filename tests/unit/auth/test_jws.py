@@ -8,12 +8,12 @@ import hmac
 import pytest
 from jwt import InvalidAlgorithmError
 
-from nexus.auth.jws import ALGORITHMS, JWS
+from nexus.auth.jws import ALGORITHMS, JWS, PUBLIC_ALGORITHMS
 
 
-def test_three_algorithms_are_known_and_no_other() -> None:
-    """Neither ``none`` nor an asymmetric one can be reached."""
-    assert sorted(JWS.get_algorithms()) == sorted(ALGORITHMS)
+def test_six_algorithms_are_known_and_no_other() -> None:
+    """``none`` cannot be reached."""
+    assert sorted(JWS.get_algorithms()) == sorted((*ALGORITHMS, *PUBLIC_ALGORITHMS))
     with pytest.raises(InvalidAlgorithmError):
         JWS.decode_complete("eyJhbGciOiJub25lIn0.e30.", b"k", algorithms=["none"])
 

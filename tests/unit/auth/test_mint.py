@@ -9,9 +9,11 @@ import pytest
 from nexus.auth.claims import UdpRoute, parse_claims
 from nexus.auth.grants import Policy, check_reauth, check_stage0, check_stage1
 from nexus.auth.jws import ALGORITHMS, Algorithm
+from nexus.auth.keys import parse_key_set, parse_private_key
 from nexus.auth.mint import TOKEN_TTL_DEFAULT_S, Stage, TokenSpec, build_claims, mint_token
 from nexus.auth.tokens import inspect_token, verify_token
 from nexus.errors import AuthError
+from tests.support.signing import KINDS, jwk, key_set, private_key, private_pem
 
 _SPEC = TokenSpec(
     subject="shop",
@@ -28,6 +30,9 @@ _SPEC = TokenSpec(
     policy_version="7",
     outbound_allowed=True,
     allowed_outbound_ports=(443,),
+    token_id="t1",
+    not_before=990,
+    issued_at_quote="q",
 )
 _COMMON = {
     "iss": "authorizer",
@@ -46,6 +51,9 @@ _COMMON = {
     "policy_version": "7",
     "outbound_allowed": True,
     "allowed_outbound_ports": [443],
+    "jti": "t1",
+    "nbf": 990,
+    "issued_at_quote": "q",
 }
 
 
@@ -64,9 +72,7 @@ def test_the_claims_of_each_stage_are_those_of_the_spec(stage: Stage, own: dict[
 
 def test_empty_values_leave_their_claims_out() -> None:
     """Only the weight is always there."""
-    spec = TokenSpec(
-        "shop", reauth_interval_s=-1, reauth_grace_s=-1, maintenance_grace_cap_s=-1, handshake_max_age_s=-1
-    )
+    spec = TokenSpec("shop", reauth_interval_s=-1, reauth_grace_s=-1, handshake_max_age_s=-1)
     assert build_claims("handshake", "", spec, 1000) == {
         "iss": "authorizer",
         "sub": "shop",
@@ -117,3 +123,26 @@ def test_what_is_minted_passes_every_stage() -> None:
     assert check_reauth(third, grant, "n", policy) == grant
     assert grant.route_keys == ("a.example.com", "tcp:25", "udp:53", "udp:67", "udp:68")
     assert grant.udp_routes == {53: 20, 67: 30, 68: 30}
+
+
+@pytest.mark.parametrize("cap", [0, 900])
+def test_a_maintenance_cap_of_0_is_a_claim(cap: int) -> None:
+    """Never to be deferred is not the same as left to the hub (spec backend-protocol 3.2)."""
+    claims = build_claims("attest", "n", TokenSpec("shop", maintenance_grace_cap_s=cap), 1000)
+    assert claims["maintenance_grace_cap_seconds"] == cap
+
+
+def test_a_life_of_0_has_no_end() -> None:
+    """For tests of nodes that insist on one."""
+    assert "exp" not in build_claims("handshake", "", TokenSpec("shop", ttl_s=0), 1000)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_private_key_signs_by_its_algorithm(kind: str) -> None:
+    """The key id goes into the header, also with a secret."""
+    key = parse_private_key(private_pem(private_key(kind)), "k")
+    token = mint_token({"iss": "authorizer", "aud": "nexus"}, key, key_id="k1")
+    assert inspect_token(token).header == {"alg": kind, "typ": "JWT", "kid": "k1"}
+    public_keys = parse_key_set(key_set(jwk(private_key(kind), kid="k1")), "k").keys
+    assert verify_token(token, (), 0, public_keys=public_keys)
+    assert inspect_token(mint_token({}, b"k", key_id="k2")).header["kid"] == "k2"

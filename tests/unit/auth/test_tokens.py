@@ -13,9 +13,11 @@ from jwt import PyJWS
 
 from nexus.auth.claims import parse_claims
 from nexus.auth.jws import ALGORITHMS, JWS, TOKEN_MAX_BYTES, Algorithm
+from nexus.auth.keys import PublicKey, parse_key_set
 from nexus.auth.mint import mint_token
-from nexus.auth.tokens import inspect_token, verify_token
+from nexus.auth.tokens import inspect_token, read_header, verify_token
 from nexus.errors import AuthError
+from tests.support.signing import KINDS, jwk, key_set, private_key, public_pem, signed
 
 _KEY = b"short"
 _NOW = 1000.5
@@ -134,6 +136,7 @@ _JUNK = [
     _token(_BASE, header={"alg": "HS256", "kid": 5}),
     _token(_BASE, header={"alg": "HS256", "crit": ["x"], "x": 1}),
     _token(_BASE, header={"alg": "HS256", "b64": False, "crit": ["b64"]}),
+    _token(b"", header={"alg": "HS256", "b64": False, "crit": ["b64"]}),
     _token(_BASE, header={"alg": ["HS256"]}),
     _token(_BASE, header={"alg": {"a": 1}}),
     _token(_BASE, header={"alg": None}),
@@ -196,6 +199,105 @@ def test_hostile_claims_raise_auth_errors_alone(payload: dict[str, object]) -> N
         parse_claims(verify_token(_token({**_BASE, **payload}), [_KEY], _NOW))
     except AuthError as error:
         assert str(error).startswith("invalid token: ")  # noqa: PT017 — both outcomes are right
+
+
+# -- Public keys -----------------------------------------------------------------------------------------------------
+
+
+def _public_keys() -> tuple[PublicKey, ...]:
+    return parse_key_set(key_set(*(jwk(private_key(kind), kid=f"{kind}-1") for kind in KINDS)), "keys").keys
+
+
+def _verify(token: str, *, secrets: tuple[bytes, ...] = (_KEY,)) -> Mapping[str, object]:
+    return verify_token(token, secrets, _NOW, public_keys=_public_keys())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("header", [{}, {"kid": True}, {"typ": "at+jwt"}, {"jku": "https://evil.example/", "x5u": "x"}])
+def test_a_token_signed_with_a_known_key_is_accepted(kind: str, header: dict[str, object]) -> None:
+    """With its key's id or without any; what else the header offers is not looked at."""
+    if "kid" in header:
+        header = {"kid": f"{kind}-1"}
+    assert _verify(signed(_BASE, kind, **header)) == _BASE
+    assert _verify(signed(_BASE, kind, **header), secrets=()) == _BASE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_secrets_are_good_beside_keys(kind: str) -> None:
+    """Each family by its own; the claims are held against the same rules."""
+    assert _verify(_token(_BASE)) == _BASE
+    with pytest.raises(AuthError, match="expired"):
+        _verify(signed({**_BASE, "exp": 1}, kind))
+
+
+def _confused(kind: str, secret: bytes, **header: object) -> str:
+    return _token(_BASE, secret, {"alg": "HS256", **header})
+
+
+_PEMS = [public_pem(private_key(kind)).encode() for kind in KINDS]
+_JWKS = [json.dumps(jwk(private_key(kind))).encode() for kind in KINDS]
+
+
+@pytest.mark.parametrize("secret", [*_PEMS, *(pem.strip() for pem in _PEMS), *_JWKS], ids=range(9))
+@pytest.mark.parametrize("secrets", [(), (_KEY,)])
+def test_a_public_key_is_no_secret(secret: bytes, secrets: tuple[bytes, ...]) -> None:
+    """RFC 8725 section 2.1, key confusion: everybody could sign with what everybody knows."""
+    for kind in KINDS:
+        with pytest.raises(AuthError, match=r"^invalid token: its (signature|algorithm)"):
+            _verify(_confused(kind, secret, kid=f"{kind}-1"), secrets=secrets)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("named", KINDS)
+def test_a_key_is_never_used_for_another_algorithm(kind: str, named: str) -> None:
+    """An id of a key of another kind leads nowhere, not to the key that would fit either (RFC 8725 section 3.1)."""
+    token = signed(_BASE, kind, kid=f"{named}-1")
+    if kind == named:
+        assert _verify(token) == _BASE
+        return
+    with pytest.raises(AuthError, match=r"^invalid token: no key of this node has its kid and algorithm$"):
+        _verify(token)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stranger_s_key_is_not_believed(kind: str) -> None:
+    """Whether or not the token brings it along, or names one of ours."""
+    stranger = private_key(kind, 2)
+    for header in ({}, {"kid": f"{kind}-1"}, {"jwk": jwk(stranger)}, {"jwk": jwk(stranger), "kid": f"{kind}-1"}):
+        with pytest.raises(AuthError, match=f"^invalid token: its signature does not match this node's {kind} key"):
+            _verify(signed(_BASE, kind, stranger, **header))
+    with pytest.raises(AuthError, match="no key of this node"):
+        _verify(signed(_BASE, kind, stranger, kid="new"))
+
+
+@pytest.mark.parametrize("algorithm", ["none", "RS512", "PS256", "ES384", "ES256K", "Ed25519", "eddsa"])
+def test_no_other_algorithm_reaches_a_key(algorithm: str) -> None:
+    """The message names those that would."""
+    token = _token(_BASE, header={"alg": algorithm})
+    for candidate in (token, token.rpartition(".")[0] + "."):
+        with pytest.raises(AuthError, match=r"none of HS256, HS384, HS512, RS256, ES256, EdDSA$"):
+            _verify(candidate)
+        with pytest.raises(AuthError, match=r"none of RS256, ES256, EdDSA$"):
+            _verify(candidate, secrets=(b"",))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signature_of_another_form_is_none(kind: str) -> None:
+    """Empty, too short, too long, or that of another token."""
+    signing_input, _, signature = signed(_BASE, kind).rpartition(".")
+    other = signed({**_BASE, "sub": "x"}, kind).rpartition(".")[2]
+    for forged in ("", "AAAA", signature[:-4], signature + "AAAA", other):
+        with pytest.raises(AuthError, match=r"^invalid token: "):
+            _verify(f"{signing_input}.{forged}")
+
+
+def test_a_header_is_read_without_belief() -> None:
+    """Algorithm and key id, each empty where it is none."""
+    assert read_header(signed({}, "EdDSA", kid="k")) == ("EdDSA", "k")
+    assert read_header(_token(b"{}", header={"alg": 5})) == ("", "")
+    for junk in ("x", "é", _token(b"{}", header={"alg": "HS256", "kid": "x" * 257})):
+        with pytest.raises(AuthError, match=r"^invalid token: "):
+            read_header(junk)
 
 
 def test_inspection_shows_header_and_claims_unverified() -> None:

@@ -12,18 +12,12 @@ from dataclasses import dataclass, field
 import pytest
 import uvloop
 
-from backend_client.proxy import RESPONSE_HEAD_MAX_BYTES, ProxyError, open_tunnel, parse_proxy, proxy_for
+from backend_client.proxy import RESPONSE_HEAD_MAX_BYTES, ProxyError, open_tunnel, parse_proxy
 
 TIMEOUT_S = 10.0
 SHORT_TIMEOUT_S = 0.1
 PASSWORD = "p@ss/w#rd:?"
 QUOTED_PASSWORD = "p%40ss%2Fw%23rd%3A%3F"
-VARIABLES = [
-    variable
-    for scheme in ("ws", "wss", "http", "https", "all", "no", "socks")
-    for variable in (f"{scheme}_proxy", f"{scheme}_proxy".upper())
-]
-
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -368,42 +362,3 @@ def test_a_url_that_cannot_be_parsed_is_not_quoted_with_its_password(url: str) -
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
-
-
-@pytest.mark.parametrize(
-    ("environment", "host", "secure", "proxy"),
-    [
-        ({}, "hub.example", True, None),
-        ({"HTTPS_PROXY": "http://p:1"}, "hub.example", True, "http://p:1"),
-        ({"https_proxy": " http://p:1 "}, "hub.example", True, "http://p:1"),
-        ({"HTTPS_PROXY": "http://p:1"}, "hub.example", False, None),
-        ({"HTTP_PROXY": "http://p:1"}, "hub.example", True, None),
-        ({"HTTP_PROXY": "http://p:1"}, "hub.example", False, "http://p:1"),
-        ({"ALL_PROXY": "http://p:1"}, "hub.example", True, "http://p:1"),
-        ({"ALL_PROXY": "http://p:1"}, "hub.example", False, "http://p:1"),
-        ({"ALL_PROXY": "http://p:1", "HTTPS_PROXY": "http://p:2"}, "hub.example", True, "http://p:2"),
-        ({"HTTPS_PROXY": "http://p:1", "wss_proxy": "http://p:2"}, "hub.example", True, "http://p:2"),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "other.test, .example"}, "hub.example", True, None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "hub.example:8443"}, "hub.example", True, None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*"}, "hub.example", True, None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "other.test"}, "hub.example", True, "http://p:1"),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"}, "10.1.2.3", True, None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8,x/y"}, "11.1.2.3", True, "http://p:1"),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"}, "hub.example", True, "http://p:1"),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "2001:db8::/32"}, "2001:db8::5", True, None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "2001:db8::5"}, "2001:db8::5", True, None),
-        ({"HTTPS_PROXY": "http://p:1"}, "localhost", True, None),
-        ({"HTTPS_PROXY": "http://p:1"}, "127.0.0.2", True, None),
-        ({"HTTPS_PROXY": "http://p:1"}, "::1", True, None),
-        ({"SOCKS_PROXY": "http://p:1"}, "hub.example", True, None),
-    ],
-)
-def test_the_environment_decides_which_proxy_is_used(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], host: str, secure: bool, proxy: str | None
-) -> None:
-    """The variables everybody knows, their exceptions, and never a proxy for loopback."""
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
-    for variable, value in environment.items():
-        monkeypatch.setenv(variable, value)
-    assert proxy_for(host, 8443, secure=secure) == proxy

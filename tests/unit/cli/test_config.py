@@ -116,6 +116,31 @@ def test_certificate_files_are_part_of_the_check(directory: Path) -> None:
     assert "chmod 600" in exposed.stderr
 
 
+def test_files_of_keys_are_part_of_the_check(directory: Path) -> None:
+    """What the node could not start with is a mistake; what is odd is a warning, told once and without the secret."""
+    for key, what in (
+        ("additionalJWTSecretFiles", "/nonexistent/x: no such file"),
+        ("backendsJWKSFile", "/nonexistent/x: no such file"),
+        ("revocationFile", "/nonexistent/x: no such file"),
+        ("authorizerCAFile", "authorizerCAFile: /nonexistent/x: cannot be read"),
+    ):
+        value = ["/nonexistent/x"] if key == "additionalJWTSecretFiles" else "/nonexistent/x"
+        outcome = nexus("config", "check", _node(directory, **{key: value}))
+        assert (outcome.code, what in outcome.stderr) == (3, True)
+    for name in ("next", "own"):
+        (directory / name).write_text("short-secret")
+    file = _node(
+        directory,
+        backendsJWTSecretFile=str(directory / "own"),
+        additionalJWTSecretFiles=[str(directory / "next")],
+    )
+    outcome = nexus("config", "check", file)
+    assert outcome.code == 0
+    assert f"{directory / 'next'}: is shorter than 32 bytes" in outcome.stderr
+    assert outcome.stderr.count("shorter than 32 bytes") == 2
+    assert "short-secret" not in outcome.stderr
+
+
 def test_serve_check_is_config_check(directory: Path) -> None:
     """Same words, same exit code, also for warnings."""
     (directory / "certs" / "hub.key").chmod(0o644)

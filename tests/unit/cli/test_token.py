@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from nexus.auth.keys import parse_key_set
 from nexus.auth.mint import TokenSpec, build_claims, mint_token
 from nexus.auth.tokens import inspect_token, verify_token
 from tests.support.command_line import nexus
+from tests.support.signing import KINDS, jwk, key_set, private_key, private_pem, public_pem
 
 SECRET = "a-secret-of-the-test-with-32-bytes"
+CLAIMS_OF_THE_SPEC = (  # backend-protocol 3.1 and 3.2
+    "iss", "aud", "exp", "nbf", "iat", "sub", "jti", "hostnames", "tcp_ports", "udp_routes", "weight", "session_nonce",
+    "handshake_max_age_seconds", "reauth_interval_seconds", "reauth_grace_seconds", "maintenance_grace_cap_seconds",
+    "authorizer_status_uri", "policy_version", "outbound_allowed", "allowed_outbound_ports", "issued_at_quote",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -37,7 +44,8 @@ def test_every_claim_has_an_option(secret_file: str) -> None:
         "--hostname a.example --hostname b.example,c.example --tcp-port 22 --udp-port 53:30 --udp-port 67 --weight 3 "
         "--subject s --ttl 60 --stage attest --nonce n0 --handshake-max-age 5 --reauth-interval 300 --reauth-grace 7 "
         "--maintenance-grace-cap 900 --authorizer-status-uri https://a.example/s --policy-version 2 "
-        "--outbound-allowed --allowed-outbound-port 443"
+        "--outbound-allowed --allowed-outbound-port 443 --jti t1 --not-before 2026-01-31T00:00:00Z "
+        "--issued-at-quote q"
     )
     document = nexus("token", *options.split(), "--secret-file", secret_file, "--json").document()
     claims = document["claims"]
@@ -60,7 +68,48 @@ def test_every_claim_has_an_option(secret_file: str) -> None:
         "maintenance_grace_cap_seconds": 900,
         "authorizer_status_uri": "https://a.example/s",
         "policy_version": "2",
+        "jti": "t1",
+        "nbf": 1_769_817_600,
+        "issued_at_quote": "q",
     }
+    handshake = nexus("token", "--hostname", "a", "--handshake-max-age", "5", "--secret-file", secret_file, "--json")
+    assert {"exp", "iat", *claims, *handshake.document()["claims"]} == set(CLAIMS_OF_THE_SPEC)
+
+
+def test_claims_that_0_says_something_about(secret_file: str) -> None:
+    """Never to be deferred is not the same as left to the hub; a life of 0 has no end."""
+    options = ("token", "--hostname", "a", "--secret-file", secret_file, "--json")
+    assert "maintenance_grace_cap_seconds" not in nexus(*options).document()["claims"]
+    claims = nexus(*options, "--maintenance-grace-cap", "0", "--ttl", "0").document()["claims"]
+    assert claims["maintenance_grace_cap_seconds"] == 0
+    assert "exp" not in claims
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_private_key_signs_in_the_place_of_a_secret(tmp_path: Path, kind: str) -> None:
+    """Its kind decides the algorithm; a node with the public part takes the token."""
+    file = tmp_path / "key.pem"
+    file.write_text(private_pem(private_key(kind)))
+    outcome = nexus("token", "--hostname", "a.example", "--key-file", str(file), "--kid", "k1")
+    token = outcome.stdout.strip()
+    assert inspect_token(token).header == {"alg": kind, "typ": "JWT", "kid": "k1"}
+    keys = parse_key_set(key_set(jwk(private_key(kind), kid="k1")), "keys").keys
+    assert verify_token(token, (), time.time(), public_keys=keys)["hostnames"] == ["a.example"]
+
+
+def test_a_key_id_can_stand_beside_a_secret(secret_file: str) -> None:
+    """A revocation list can name it."""
+    token = nexus("token", "--hostname", "a", "--secret-file", secret_file, "--kid", "2026").stdout
+    assert inspect_token(token).header["kid"] == "2026"
+
+
+def test_a_file_without_a_private_key_is_a_configuration_error(tmp_path: Path) -> None:
+    """Exit code 3, the file and the mend named, nothing of what it holds."""
+    file = tmp_path / "key.pem"
+    file.write_text(public_pem(private_key("RS256")))
+    outcome = nexus("token", "--hostname", "a", "--key-file", str(file))
+    assert (outcome.code, outcome.stdout) == (3, "")
+    assert f"{file}: holds no PEM private key; make one with: openssl genpkey" in outcome.stderr
 
 
 def test_it_serves_as_a_token_command(secret_file: str) -> None:
@@ -104,6 +153,10 @@ def test_secret_comes_from_elsewhere(source: str, secret_file: str) -> None:
         (("--hostname", "a", "--stage", "attest", "--secret-file", "SECRET"), "nonce"),
         (("--tcp-port", "0", "--secret-file", "SECRET"), "--tcp-port"),
         (("--secret", "x"), "No such option"),
+        (("--hostname", "a", "--secret-file", "SECRET", "--key-file", "x"), "--key-file"),
+        (("--hostname", "a", "--secret-file", "SECRET", "--not-before", "soon"), "--not-before"),
+        (("--hostname", "a", "--secret-file", "SECRET", "--ttl", "-1"), "--ttl"),
+        (("--hostname", "a", "--secret-file", "SECRET", "--maintenance-grace-cap", "-1"), "--maintenance-grace-cap"),
     ],
 )
 def test_incomplete_requests_are_usage_errors(secret_file: str, arguments: tuple[str, ...], says: str) -> None:

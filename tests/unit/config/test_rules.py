@@ -93,6 +93,20 @@ def warnings(text: str) -> list[str]:
             "adminListenAddress: ':9464'",
             ["adminListenAddress: would offer status and control to the network without any login"],
         ),
+        ("remoteVerifierURL: http://v.example.com/x", []),
+        ("remoteVerifierURL: https:///x", ["remoteVerifierURL: must be an https URL with a host"]),
+        ("remoteVerifierURL: ftp://a/x", ["remoteVerifierURL: must be an https URL with a host"]),
+        ("remoteVerifierURL: 'https://[x'", ["remoteVerifierURL: must be an https URL with a host"]),
+        ("remoteVerifierURL: https://v.example.com\nremoteVerifierFallback: true", []),
+        ("backendsJWKSURL: https://i.example.com/jwks", []),
+        ("backendsJWKSURL: http://127.0.0.1:8000/jwks", []),
+        ("backendsJWKSURL: 'http://[::1]/jwks'", []),
+        (
+            "backendsJWKSURL: http://i.example.com/",
+            ["backendsJWKSURL: must be an https URL with a host; http only on loopback"],
+        ),
+        ("backendsJWKSURL: 'https://'", ["backendsJWKSURL: must be an https URL with a host; http only on loopback"]),
+        ("backendsJWKSURL: 'https://[x'", ["backendsJWKSURL: must be an https URL with a host; http only on loopback"]),
         ("peerListenAddress: a:b:c", ["peerListenAddress: has an IPv6 address without brackets; write [address]:port"]),
     ],
 )
@@ -107,13 +121,30 @@ def test_errors(text: str, expected: list[str]) -> None:
         (SOUND.replace("[443, 80]", "[443, 80, 443]"), ["relayPorts[2]: the port 443 is listed twice"]),
         (
             SOUND.replace("backendsJWTSecret: x", ""),
-            ["backendsJWTSecret: is required, unless backendsJWTSecretFile or remoteVerifierURL is set"],
+            [
+                (
+                    "backendsJWTSecret: is required, unless backendsJWTSecretFile, remoteVerifierURL, backendsJWKSFile"
+                    " or backendsJWKSURL is set"
+                )
+            ],
         ),
         (
             SOUND + "backendsJWTSecretFile: f\n",
             ["backendsJWTSecretFile: is set together with backendsJWTSecret"],
         ),
-        (SOUND.replace("backendsJWTSecret: x", "remoteVerifierURL: anything"), []),
+        (SOUND.replace("backendsJWTSecret: x", "remoteVerifierURL: https://v.example.com/"), []),
+        (SOUND.replace("backendsJWTSecret: x", "backendsJWKSURL: https://i.example.com/"), []),
+        (SOUND.replace("backendsJWTSecret: x", "backendsJWKSFile: keys.json"), []),
+        (
+            SOUND.replace("backendsJWTSecret: x", "remoteVerifierURL: anything"),
+            ["remoteVerifierURL: must be an https URL with a host"],
+        ),
+        (
+            SOUND.replace(
+                "backendsJWTSecret: x", "remoteVerifierURL: https://v.example.com/\nremoteVerifierFallback: true"
+            ),
+            ["remoteVerifierFallback: has no local secret or key to fall back to"],
+        ),
         (SOUND.replace("hubTlsKeyFile: k.pem", ""), ["hubTlsKeyFile: is required, because hubTlsCertFile is set"]),
         (SOUND.replace("hubTlsCertFile: c.pem", ""), ["hubTlsCertFile: is required, because hubTlsKeyFile is set"]),
         (
@@ -181,6 +212,20 @@ def test_errors_in_required_keys(base: str, expected: list[str]) -> None:
             ],
         ),
         ("hubPublicHostname: h.example.com", []),
+        (
+            "remoteVerifierURL: https://v.example.com/\nadditionalJWTSecretFiles: [f]\nbackendsJWKSFile: g",
+            [
+                f"{key}: has no effect: tokens are verified by remoteVerifierURL alone"
+                for key in ("additionalJWTSecretFiles", "backendsJWKSFile", "backendsJWTSecret")
+            ],
+        ),
+        ("remoteVerifierURL: https://v.example.com/\nremoteVerifierFallback: true", []),
+        ("remoteVerifierFallback: true", ["remoteVerifierFallback: has no effect without remoteVerifierURL"]),
+        ("remoteVerifierURL: http://localhost/\nremoteVerifierFallback: true", []),
+        (
+            "remoteVerifierURL: http://v.example.com/\nremoteVerifierFallback: true",
+            ["remoteVerifierURL: sends tokens unencrypted, and believes whoever answers"],
+        ),
     ],
 )
 def test_warnings(text: str, expected: list[str]) -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from nexus.document import nodes
 from nexus.document.nodes import (
     MAX_DEPTH,
-    MAX_FILE_BYTES,
     MAX_NODES,
     MappingNode,
     Node,
@@ -19,7 +18,6 @@ from nexus.document.nodes import (
     SequenceNode,
     load,
     parse,
-    read_file,
 )
 from nexus.errors import ConfigError, Problem
 
@@ -182,23 +180,3 @@ def test_a_file_is_loaded_with_its_name(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfa: 1\n")
     root = load(path)
     assert value(root, "a").place == Place(str(path), 1)
-
-
-def test_unusable_files_are_explained(tmp_path: Path) -> None:
-    """Missing files, directories, odd paths, huge files and other encodings each get their own words."""
-    latin, huge = tmp_path / "latin.yaml", tmp_path / "huge.yaml"
-    latin.write_bytes("a: 1\nb: é\n".encode("latin-1"))
-    huge.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
-    for path, what, line in [
-        (tmp_path / "absent.yaml", "no such file", 0),
-        (tmp_path, "is a directory", 0),
-        (latin / "below", "cannot be read", 0),
-        (Path("a\0b"), "cannot be read", 0),
-        (huge, "is larger than", 0),
-        (latin, "is not UTF-8", 2),
-    ]:
-        with pytest.raises(ConfigError) as caught:
-            read_file(path)
-        (problem,) = caught.value.problems
-        assert (problem.source, problem.line) == (str(path), line)
-        assert problem.what.startswith(what)

@@ -13,8 +13,9 @@ from typing import Any, cast
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from nexus.auth.claims import Claims
 from nexus.auth.grants import Grant, Policy
-from nexus.errors import AuthError
+from nexus.errors import TokenUnverified
 from nexus.hub import backend as backends
 from nexus.hub import reauth as module
 from nexus.hub.backend import BackendSession
@@ -139,9 +140,9 @@ async def test_traffic_flows_while_a_token_is_awaited_and_judged(pki: Pki, monke
     be_quick(monkeypatch)
     judging, judged = asyncio.Event(), asyncio.Event()
 
-    async def slowly(text: str, now: float) -> Mapping[str, object]:
+    async def slowly(text: str, now: float) -> Claims:
         claims = await verify(text, now)
-        if claims.get("policy_version") == "2":
+        if claims.policy_version == "2":
             judging.set()
             await judged.wait()
         return claims
@@ -315,16 +316,17 @@ async def test_a_verifier_that_fails_ends_the_session(pki: Pki, monkeypatch: pyt
     be_quick(monkeypatch)
     calls: list[str] = []
 
-    async def check(text: str, now: float) -> Mapping[str, object]:
+    async def check(text: str, now: float) -> Claims:
         calls.append(text)
         if len(calls) > 2:
-            raise AuthError("the verifier cannot be reached")
+            raise TokenUnverified("the verifier cannot be reached")
         return await verify(text, now)
 
     async with running_hub(pki, check=check) as hub:
         backend = await hub.backend(**TERMS)
         await backend.websocket.send(token("reauth", await question(backend), **TERMS))
-        assert await backend.closed() == (1008, "re-authentication failed: the verifier cannot be reached")
+        assert await backend.closed() == (1008, "re-authentication failed: the token could not be verified, try later")
+        assert hub.registry.totals.reauthentications == {"unverified": 1}
 
 
 async def test_a_session_that_ends_is_not_asked_any_more(hub: Hub) -> None:

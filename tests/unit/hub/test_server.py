@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from nexus.auth.claims import Claims
 from nexus.auth.grants import Policy, check_stage1
 from nexus.hub import server as module
 from nexus.hub.server import HubLimits
@@ -336,7 +337,7 @@ async def test_a_bug_in_the_check_ends_one_connection_and_is_logged(pki: Pki, ca
     """The hub goes on, nothing is left open."""
     healthy = False
 
-    async def check(text: str, now: float) -> Mapping[str, object]:
+    async def check(text: str, now: float) -> Claims:
         if not healthy:
             raise RuntimeError("a bug")
         return await verify(text, now)

@@ -86,6 +86,18 @@ async def test_pings_are_answered_and_pongs_told(server: bool) -> None:
 
 
 @both_roles
+async def test_a_pong_may_answer_nothing(server: bool) -> None:
+    """A sign of life while pings are not looked at; none follows a close frame."""
+    harness = LinkHarness(server=server).open()
+    harness.link.hold()
+    harness.link.pong()
+    assert harness.frames() == [("pong", b"")]
+    harness.link.close()
+    harness.link.pong()
+    assert [kind for kind, _ in harness.frames()] == ["close"]
+
+
+@both_roles
 async def test_a_text_in_fragments_is_one_text(server: bool) -> None:
     """Cut inside a character, with a ping between."""
     harness = LinkHarness(server=server).open()

@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from nexus.errors import TlsFileError
 from nexus.sockets import accept
 from nexus.tls.certificates import CertificateFiles, read_certificate
-from nexus.tls.contexts import ALPN, ReloadingCertificate, hub_client_context, hub_server_context
+from nexus.tls.contexts import ALPN, ReloadingCertificate, WebContext, hub_client_context, hub_server_context
 from nexus.tls.localca import PemPair, create_ca, issue
 
 HOST = "hub.example.com"
@@ -447,3 +448,28 @@ def test_a_renewed_certificate_serves_new_handshakes_while_the_old_connection_go
     """On both event loops a node may run on."""
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(renew_under_a_running_server(files, ca, ca_file))
+
+
+def test_a_node_shows_the_certificate_in_service_to_web_servers(
+    files: CertificateFiles, ca: PemPair, ca_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One context while it stays, another after a renewal; one that cannot be loaded leaves the last in use."""
+    current = read_certificate(files)
+    context = WebContext(lambda: current, ca_file)
+    first = context()
+    assert context() is first
+    write(files, issue(ca, [HOST], time.time(), 30))
+    current = read_certificate(files)
+    second = context()
+    assert second is not first
+    current = replace(current, pem=b"spoilt")
+    assert context() is second
+    assert context() is second
+    assert len([record for record in caplog.records if "stays in use" in record.getMessage()]) == 1
+
+
+def test_a_web_context_needs_its_roots_at_the_start(files: CertificateFiles, tmp_path: Path) -> None:
+    """The file is named."""
+    certificate = read_certificate(files)
+    with pytest.raises(TlsFileError, match="missing"):
+        WebContext(lambda: certificate, tmp_path / "missing.pem")

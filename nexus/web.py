@@ -1,0 +1,152 @@
+"""The node as a client of web servers: verifiers, key sets, status pages. Every answer is bounded in bytes and time.
+
+Strategy: ``aiohttp`` speaks HTTP; this module decides what is asked of it, in one place for all who ask:
+
+- TLS context of the caller: its roots, and the client certificate that is shown where a server asks for one. It is
+  asked for at each request, and each request has a connection of its own: a renewed certificate is used at once, and
+  no POST is lost on a connection that the server was just closing.
+- No redirect is followed: what is sent may be a token, and whoever answers for one URL does not speak for another.
+- No cookie is kept, no compressed answer is accepted (a small one could become huge), ``~/.netrc`` is not read.
+- Proxies are those of the environment (``nexus.proxies``).
+
+The library is loaded at the first request: a node that asks nobody does without its time and memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from nexus.errors import WebError
+from nexus.proxies import HTTP, HTTPS, proxy_for
+
+if TYPE_CHECKING:
+    import aiohttp
+
+REQUEST_TIMEOUT_S: Final = 10.0  # original: everything from the look-up of the name to the last byte
+CONNECTIONS_MAX: Final = 32  # ours: of all requests together; a handshake waits for one at most
+_PORTS: Final[Mapping[str, int]] = {"https": 443, "http": 80}
+_CHUNK_BYTES: Final = 16_384
+_MAX_AGE = re.compile(r"(?:^|[\s,])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+_UNCACHEABLE = re.compile(r"(?:^|[\s,])(?:no-store|no-cache)(?:$|[\s,])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class WebAnswer:
+    """A whole answer; ``max_age_s`` is how long it says it stays fresh, None where it does not say."""
+
+    status: int
+    body: bytes = field(repr=False)
+    max_age_s: int | None = None
+
+
+class WebClient:
+    """Asks web servers; ``aclose`` it in the event loop it was used in."""
+
+    def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:
+        """Ask ``context`` at each request. Raises nothing and opens nothing."""
+        self._context = context
+        self._session: aiohttp.ClientSession | None = None
+
+    async def get(self, url: str, *, max_bytes: int, timeout_s: float = REQUEST_TIMEOUT_S) -> WebAnswer:
+        """Return the answer to a GET, whatever its status.
+
+        Raises:
+            WebError: there is none within the time, or it is longer than ``max_bytes``.
+        """
+        return await self._request("GET", url, None, max_bytes, timeout_s)
+
+    async def post_json(
+        self, url: str, document: Mapping[str, object], *, max_bytes: int, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> WebAnswer:
+        """Return the answer to a POST of a JSON document; otherwise as ``get``."""
+        return await self._request("POST", url, json.dumps(dict(document)).encode(), max_bytes, timeout_s)
+
+    async def aclose(self) -> None:
+        """Close every connection; idempotent."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _request(self, method: str, url: str, data: bytes | None, max_bytes: int, timeout_s: float) -> WebAnswer:
+        import aiohttp  # noqa: PLC0415 — see the module's docstring
+
+        headers = {"Accept-Encoding": "identity", "Accept": "application/json", "User-Agent": "nexus-proxy"}
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._opened().request(
+                    method,
+                    url,
+                    data=data,
+                    headers=headers,
+                    ssl=self._context(),
+                    proxy=_proxy(url),
+                    allow_redirects=False,
+                ) as response,
+            ):
+                body = await _read(response.content, max_bytes)
+                cache = response.headers.get("Cache-Control", "")
+                return WebAnswer(response.status, body, parse_max_age(cache))
+        except TimeoutError:
+            raise WebError(f"no answer within {timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a URL or header that is none
+            raise WebError(_in_words(error)) from None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        import aiohttp  # noqa: PLC0415 — see the module's docstring
+
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, force_close=True),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None),  # ``asyncio.timeout`` above bounds all of it
+                auto_decompress=False,
+            )
+        return self._session
+
+
+def parse_max_age(cache_control: str) -> int | None:
+    """Return the seconds that a ``Cache-Control`` field allows, 0 where it forbids caching, None where it is silent.
+
+    Source: RFC 9111 section 5.2.2.
+    """
+    if _UNCACHEABLE.search(cache_control):
+        return 0
+    match = _MAX_AGE.search(cache_control)
+    return int(match[1]) if match else None
+
+
+async def _read(stream: aiohttp.StreamReader, max_bytes: int) -> bytes:
+    body = bytearray()
+    while chunk := await stream.read(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > max_bytes:
+            raise WebError(f"the answer is longer than {max_bytes} bytes", answered=True)
+    return bytes(body)
+
+
+def _proxy(url: str) -> str | None:
+    parts = urlsplit(url)
+    schemes = HTTPS if parts.scheme == "https" else HTTP
+    return proxy_for(parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0), schemes)
+
+
+def _in_words(error: Exception) -> str:
+    """Tell what went wrong without the URL of a proxy, which may hold a password."""
+    cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS failed: {(cause.reason or 'unknown').lower().replace('_', ' ')}"
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"cannot be reached: {cause.strerror}"
+    return f"cannot be asked: {type(error).__name__}"
