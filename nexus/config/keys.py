@@ -193,7 +193,7 @@ NODE_KEYS: tuple[Field, ...] = (
         kind=Kind.BOOLEAN,
         doc="verify with local secrets and keys while remoteVerifierURL cannot be reached",
     ),
-    _text("authorizerCAFile", "PEM file of the roots that verifier and key URL are checked against; empty = system"),
+    _text("authorizerCAFile", "PEM file of the roots that verifier, key URL and status URIs are checked against; empty = system"),
     _text("revocationFile", "list of revoked tokens, one entry a line: sub, jti or kid and a value"),
     _count(
         "maxRefusalsPerSource",
