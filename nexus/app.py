@@ -18,6 +18,7 @@ from nexus.admin.metrics import NodeStats, node_registry
 from nexus.admin.server import AdminServer, Readiness
 from nexus.auth.grants import Policy
 from nexus.auth.tokens import verify_token
+from nexus.bandwidth.limiter import Limiter
 from nexus.config.model import NodeConfig
 from nexus.document.addresses import parse_host_port
 from nexus.eventloop import on_stop_signal, run
@@ -66,7 +67,8 @@ class Node:
         self._certificate = ReloadingCertificate(
             CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file))
         )
-        self.registry = Registry()
+        self._bandwidth = Limiter(config.total_bandwidth_mbps) if config.total_bandwidth_mbps else None
+        self.registry = Registry(self._bandwidth)
         self._listeners = TcpListeners(self.registry, _peek_budget(config))
         self._hub = HubServer(
             self.registry,
@@ -172,6 +174,7 @@ class Node:
     def stats(self) -> NodeStats:
         """Return the figures of now: gauges are read from the things themselves."""
         totals = self.registry.totals
+        cap = self._bandwidth.scheduler if self._bandwidth is not None else None
         sessions = [backend.session for backend in self.registry.sessions]
         return NodeStats(
             version=__version__,
@@ -184,6 +187,10 @@ class Node:
             buffered_bytes=sum(session.buffered_bytes() for session in sessions) + undelivered_bytes(),
             routes=len(self.registry.table),
             hub_certificate_expiry_seconds=self._certificate.expires_at,
+            bandwidth_limit_bytes_per_second=cap.bytes_per_second if cap else None,
+            bandwidth_waiting_bytes=cap.waiting_bytes() if cap else None,
+            bandwidth_waiting_backends=cap.waiting_shares if cap else None,
+            bandwidth_charged_bytes_total=cap.charged_bytes if cap else 0,
             sessions_total=totals.sessions,
             streams_total=totals.streams,
             bytes_to_backends_total=totals.bytes_to_backends + sum(session.bytes_sent for session in sessions),

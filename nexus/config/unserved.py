@@ -16,7 +16,6 @@ UNSERVED: Mapping[str, Callable[[NodeConfig], bool]] = {
     "udpRelayPorts": lambda config: bool(config.udp_relay_ports),
     "remoteVerifierURL": lambda config: bool(config.remote_verifier_url),
     "hubPublicHostname": lambda config: bool(config.hub_public_hostname),
-    "totalBandwidthMbps": lambda config: config.total_bandwidth_mbps > 0,
     "allowedTCPPortClaims": lambda config: bool(config.allowed_tcp_port_claims),
     "allowedUDPPortClaims": lambda config: bool(config.allowed_udp_port_claims),
     "registrationURL": lambda config: bool(config.registration_url),

@@ -41,6 +41,8 @@ class BackendSession:
             "outbound_connect": self._on_outbound_connect,
         }
         self.session = Session(link, self, ())
+        if registry.bandwidth is not None:
+            self.session.share = registry.bandwidth.share()
         self._registry = registry
         self._untold_fins: set[Stream] = set()
         link.owner = self.session

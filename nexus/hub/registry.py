@@ -11,6 +11,7 @@ from nexus.routing.decide import Reject, decide
 from nexus.routing.table import RouteTable
 
 if TYPE_CHECKING:
+    from nexus.bandwidth.limiter import Limiter
     from nexus.hub.backend import BackendSession
     from nexus.link.stream import Stream
     from nexus.transport import OpenRequest
@@ -32,8 +33,9 @@ class Totals:
 class Registry:
     """The sessions of this hub; the ``Dialer`` of the listeners."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, bandwidth: Limiter | None = None) -> None:
+        """Start empty; with a cap, every session gets a share of ``bandwidth``."""
+        self.bandwidth = bandwidth
         self.table: RouteTable[BackendSession] = RouteTable()
         self.sessions: set[BackendSession] = set()
         self.totals = Totals()

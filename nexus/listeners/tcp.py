@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from nexus.limits import UNBOUNDED, SourceCounter, source_key
-from nexus.link.endpoint import SocketEndpoint, finish, receive_view, reset
+from nexus.link.endpoint import finish, receive_view, reset
+from nexus.link.splice import splice
 from nexus.link.stream import Stream
 from nexus.listeners.answers import answer
 from nexus.listeners.peeks import Peeks
@@ -175,10 +176,7 @@ class ClientPeek(asyncio.BufferedProtocol):
         self._say_goodbye()
 
     def _splice(self, stream: Stream) -> None:
-        endpoint = SocketEndpoint(stream, self._transport, on_closed=self._release)
-        self._transport.set_protocol(endpoint)
-        stream.attach(endpoint)
-        stream.send(bytes(self._prelude))
+        splice(stream, self._transport, bytes(self._prelude), self._release)
 
     def _say_goodbye(self) -> None:
         """Give a refused client time to read its answer, unless too many have it already."""
