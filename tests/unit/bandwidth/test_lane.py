@@ -167,5 +167,4 @@ def test_bytes_arrive_once_and_in_order_whatever_happens(
     case.lane.set_open(True)
     case.run_dry()
     assert b"".join(case.out) == sent
-    assert max(map(len, case.out), default=0) <= 2 * 70_000
     assert case.scheduler.charged_bytes >= len(sent)
