@@ -55,7 +55,7 @@ async def main(flows: int) -> None:
     """Open the flows as datagrams do, with sources of their own, and print what they took."""
     registry = Registry()
     link = _Sink()
-    BackendSession(cast(Link, link), Grant(udp_routes={PORT: 30}), registry, "192.0.2.1:1")
+    BackendSession(cast(Link, link), Grant(udp_routes={PORT: 30}), registry, "192.0.2.1:1", asyncio.TaskGroup())
     listeners = UdpListeners(registry, UdpSettings(flows_max=flows))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))

@@ -21,6 +21,7 @@ from nexus.auth.authenticator import Authenticator
 from nexus.auth.key_url import KeyUrl
 from nexus.auth.keyring import Keyring
 from nexus.auth.remote import RemoteVerifier
+from nexus.bandwidth.limiter import Limiter
 from nexus.config.admission import key_sources_of, policy_of
 from nexus.config.model import NodeConfig
 from nexus.document.addresses import parse_host_port
@@ -83,7 +84,8 @@ class Node:
         ca_file = Path(config.authorizer_ca_file) if config.authorizer_ca_file else None
         self._web = WebClient(WebContext(lambda: self._certificate.certificate, ca_file))
         self._auth = _authenticator(config, self._web)
-        self.registry = Registry(config.udp_flow_idle_timeout_default_s)
+        self._bandwidth = Limiter(config.total_bandwidth_mbps) if config.total_bandwidth_mbps else None
+        self.registry = Registry(self._bandwidth, config.udp_flow_idle_timeout_default_s)
         self._listeners = TcpListeners(self.registry, _peek_budget(config))
         self._udp = UdpListeners(self.registry, _udp_settings(config))
         roots = hub_client_context(ca_file) if ca_file is not None else None
@@ -211,6 +213,7 @@ class Node:
     def stats(self) -> NodeStats:
         """Return the figures of now: gauges are read from the things themselves."""
         totals = self.registry.totals
+        cap = self._bandwidth.scheduler if self._bandwidth is not None else None
         sessions = [backend.session for backend in self.registry.sessions]
         return NodeStats(
             version=__version__,
@@ -224,6 +227,10 @@ class Node:
             buffered_bytes=sum(session.buffered_bytes() for session in sessions) + undelivered_bytes(),
             routes=len(self.registry.table),
             hub_certificate_expiry_seconds=self._certificate.expires_at,
+            bandwidth_limit_bytes_per_second=cap.bytes_per_second if cap else None,
+            bandwidth_waiting_bytes=cap.waiting_bytes() if cap else None,
+            bandwidth_waiting_backends=cap.waiting_shares if cap else None,
+            bandwidth_charged_bytes_total=cap.charged_bytes if cap else 0,
             sessions_total=totals.sessions,
             streams_total=totals.streams,
             bytes_to_backends_total=totals.bytes_to_backends + sum(session.bytes_sent for session in sessions),

@@ -54,9 +54,17 @@ class NodeStats:
     """Unix time at which the hub's certificate expires; None while there is none."""
     key_set_fetched_seconds: float | None = None
     """Unix time at which the key set of ``backendsJWKSURL`` was fetched last; None where it never was."""
+    bandwidth_limit_bytes_per_second: int | None = None
+    """The cap of both directions together; None without one, as the next two."""
+    bandwidth_waiting_bytes: int | None = None
+    """Bytes that wait for their turn under the cap."""
+    bandwidth_waiting_backends: int | None = None
+    """Backend sessions that such bytes belong to."""
 
     sessions_total: int = 0
     streams_total: int = 0
+    bandwidth_charged_bytes_total: int = 0
+    """Bytes charged to the cap: payload and header of each data message."""
     bytes_to_backends_total: int = 0
     """Payload bytes that clients sent, as passed on to backends."""
     bytes_to_clients_total: int = 0
@@ -130,6 +138,21 @@ _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
         lambda s: s.key_set_fetched_seconds,
         "Unix time at which the key set of backendsJWKSURL was last fetched; absent where it never was.",
     ),
+    (
+        "nexus_bandwidth_limit_bytes_per_second",
+        lambda s: s.bandwidth_limit_bytes_per_second,
+        "The bandwidth cap, both directions together; absent without one.",
+    ),
+    (
+        "nexus_bandwidth_waiting_bytes",
+        lambda s: s.bandwidth_waiting_bytes,
+        "Bytes that wait for their turn under the cap; absent without one.",
+    ),
+    (
+        "nexus_bandwidth_waiting_backends",
+        lambda s: s.bandwidth_waiting_backends,
+        "Backend sessions with bytes that wait for their turn under the cap; absent without one.",
+    ),
 )
 
 _COUNTERS: tuple[tuple[str, Callable[[NodeStats], float], str], ...] = (
@@ -140,6 +163,11 @@ _COUNTERS: tuple[tuple[str, Callable[[NodeStats], float], str], ...] = (
         "nexus_outbound_connections_opened_total",
         lambda s: s.outbound_total,
         "Outbound connections opened for backends.",
+    ),
+    (
+        "nexus_bandwidth_charged_bytes_total",
+        lambda s: s.bandwidth_charged_bytes_total,
+        "Bytes charged to the bandwidth cap: payload and 17 bytes of header of each data message, both directions.",
     ),
 )
 

@@ -89,7 +89,7 @@ NODE_KEYS: tuple[Field, ...] = (
     _text("hubTlsKeyFile", "PEM file of the hub's private key"),
     _text("hubPublicHostname", "name to obtain the hub's certificate for by ACME, instead of files"),
     _text("acmeCacheDir", "directory of the ACME account and certificates, made with mode 0700", "acme_certs"),
-    _count("totalBandwidthMbps", "cap of the node in 10^6 bit/s; 0 = unlimited"),
+    _count("totalBandwidthMbps", "cap of the node in 10^6 bit/s, both directions together; 0 = unlimited"),
     _ports("allowedTCPPortClaims", "TCP ports that backends may claim; empty = none"),
     _ports("allowedUDPPortClaims", "UDP ports that backends may claim; empty = none"),
     _text("registrationURL", "https URL of an orchestrator to register with"),
@@ -193,7 +193,10 @@ NODE_KEYS: tuple[Field, ...] = (
         kind=Kind.BOOLEAN,
         doc="verify with local secrets and keys while remoteVerifierURL cannot be reached",
     ),
-    _text("authorizerCAFile", "PEM file of the roots that verifier, key URL and status URIs are checked against; empty = system"),
+    _text(
+        "authorizerCAFile",
+        "PEM file of the roots that verifier, key URL and status URIs are checked against; empty = system",
+    ),
     _text("revocationFile", "list of revoked tokens, one entry a line: sub, jti or kid and a value"),
     _count(
         "maxRefusalsPerSource",

@@ -14,7 +14,6 @@ from nexus.config.model import NodeConfig
 UNSERVED: Mapping[str, Callable[[NodeConfig], bool]] = {
     "peers": lambda config: bool(config.peers),
     "hubPublicHostname": lambda config: bool(config.hub_public_hostname),
-    "totalBandwidthMbps": lambda config: config.total_bandwidth_mbps > 0,
     "registrationURL": lambda config: bool(config.registration_url),
     "stunPort": lambda config: config.stun_port > 0,
 }

@@ -59,6 +59,8 @@ class BackendSession:
             "disconnect": self._on_disconnect,
             "outbound_connect": self.outbound.request,
         }
+        if registry.bandwidth is not None:
+            self.session.share = registry.bandwidth.share()
         self._registry = registry
         self._untold_fins: set[Stream] = set()
         self._answer: asyncio.Future[str] | None = None

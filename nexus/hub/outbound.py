@@ -16,8 +16,8 @@ from nexus.auth.grants import Grant
 from nexus.dial import connect, resolve
 from nexus.hub.registry import Registry
 from nexus.hub.targets import OutboundPolicy, Target, check_request, failure_of
-from nexus.link.endpoint import SocketEndpoint
 from nexus.link.session import Session
+from nexus.link.splice import endpoint_for
 from nexus.link.stream import Stream
 from nexus.protocol.messages import Control, serialize_control
 from nexus.protocol.reasons import OutboundRefusal, Reason
@@ -132,10 +132,9 @@ class Outbound:
         slot.dial = None  # from here on the socket has the slot, and a disconnect the stream
         self._registry.totals.outbound += 1
         self._answer(Control("outbound_result", stream.id, success=True, credits=stream.receive_window.size))
+        protocol, endpoint = endpoint_for(stream, on_closed=partial(self._release, slot))
         try:
-            _, endpoint = await asyncio.get_running_loop().create_connection(
-                lambda: SocketEndpoint(stream, on_closed=partial(self._release, slot)), sock=sock
-            )
+            await asyncio.get_running_loop().create_connection(lambda: protocol, sock=sock)
         except BaseException:
             sock.close()
             self._release(slot)

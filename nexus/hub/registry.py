@@ -12,6 +12,7 @@ from nexus.routing.decide import Reject, RejectReason, decide
 from nexus.routing.table import RouteTable
 
 if TYPE_CHECKING:
+    from nexus.bandwidth.limiter import Limiter
     from nexus.hub.backend import BackendSession
     from nexus.link.flow import Address, Flow, FlowOwner
     from nexus.link.stream import Stream
@@ -38,8 +39,12 @@ class Totals:
 class Registry:
     """The sessions of this hub; the ``Dialer`` of the listeners."""
 
-    def __init__(self, flow_idle_default_s: float = FLOW_IDLE_DEFAULT_S) -> None:
-        """Start empty; the default holds for a UDP port that nobody claims any more."""
+    def __init__(self, bandwidth: Limiter | None = None, flow_idle_default_s: float = FLOW_IDLE_DEFAULT_S) -> None:
+        """Start empty; with a cap, every session gets a share of ``bandwidth``.
+
+        The default idle time holds for a UDP port that nobody claims any more.
+        """
+        self.bandwidth = bandwidth
         self._flow_idle_default_s = flow_idle_default_s
         self.table: RouteTable[BackendSession] = RouteTable()
         self.sessions: set[BackendSession] = set()

@@ -12,9 +12,8 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
-from nexus.link.stream import Stream
 from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 from nexus.protocol.framing import Buffer
 
@@ -25,9 +24,37 @@ LINGER_S: Final = 30.0
 DRAIN_STALL_S: Final = 60.0
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _thread = threading.local()
-_finishing: set[_Finishing] = set()
 
 OnClosed = Callable[[], None]
+
+
+class StreamSide(Protocol):
+    """What a socket's endpoint tells: the stream, or what stands between the two where bandwidth is shared."""
+
+    def send(self, payload: Buffer) -> None:
+        """Take bytes that were read."""
+
+    def send_eof(self) -> None:
+        """The socket will send no more."""
+
+    def endpoint_lost(self) -> None:
+        """The socket broke."""
+
+    def endpoint_full(self, full: bool) -> None:
+        """The socket has too much to deliver, or has room again."""
+
+
+class Unfinished(Protocol):
+    """A connection whose stream is over, while some of its bytes are still to be delivered."""
+
+    def waiting_bytes(self) -> int:
+        """Return how many bytes are still to be delivered."""
+
+    def give_up(self) -> None:
+        """Break the connection if any are."""
+
+
+_finishing: set[Unfinished] = set()
 
 
 def receive_view() -> memoryview:
@@ -57,7 +84,7 @@ class SocketEndpoint(asyncio.BufferedProtocol):
     transport: asyncio.Transport
 
     def __init__(
-        self, stream: Stream, transport: asyncio.Transport | None = None, on_closed: OnClosed | None = None
+        self, stream: StreamSide, transport: asyncio.Transport | None = None, on_closed: OnClosed | None = None
     ) -> None:
         """Take a connected transport, or let ``connection_made`` bring it."""
         self.stream = stream
@@ -169,6 +196,16 @@ def _write_eof(transport: asyncio.Transport) -> None:
         transport.abort()
 
 
+def delivery_begins(unfinished: Unfinished) -> None:
+    """Count a connection among those that are finishing in this process."""
+    _finishing.add(unfinished)
+
+
+def delivery_ends(unfinished: Unfinished) -> None:
+    """Undo ``delivery_begins``; idempotent."""
+    _finishing.discard(unfinished)
+
+
 def undelivered_bytes() -> int:
     """Return what connections that are finishing in this process still have to deliver."""
     return sum(finishing.waiting_bytes() for finishing in _finishing)
@@ -189,7 +226,7 @@ class _Finishing(asyncio.BufferedProtocol):
         self._transport = transport
         self._on_closed = on_closed
         self._view = receive_view()
-        _finishing.add(self)
+        delivery_begins(self)
         waiting = transport.get_write_buffer_size()
         self._watch(waiting, DRAIN_STALL_S if waiting else LINGER_S)
 
@@ -206,7 +243,7 @@ class _Finishing(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        _finishing.discard(self)
+        delivery_ends(self)
         self._timer.cancel()
         if self._on_closed is not None:
             self._on_closed()

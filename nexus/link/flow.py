@@ -1,9 +1,10 @@
 """One UDP flow in a session: a datagram a message, at the hub's end.
 
 Strategy: UDP promises nothing, so nothing waits here. A datagram goes on at once or is dropped, and whoever drops it
-counts it; no flow can hold up another. A flow is a handful of fields (200,000 of them must fit), not a ``Stream``: no
-window in front of it, no buffer, no socket of its own. Towards the backend credits are not enforced, because original
-backends grant 64 for a flow and never more; in the other direction they are granted as for any stream.
+counts it; no flow can hold up another. (Under a bandwidth cap a few wait for their turn, in the session's share.) A
+flow is a handful of fields (200,000 of them must fit), not a ``Stream``: no window in front of it, no buffer, no socket
+of its own. Towards the backend credits are not enforced, because original backends grant 64 for a flow and never more;
+in the other direction they are granted as for any stream.
 
 Source: spec backend-protocol 7.2, 10; weak points W4, W26.
 """
@@ -58,6 +59,9 @@ class FlowOwner(Protocol):
     def deliver(self, flow: Flow, datagram: Buffer) -> None:
         """Send a datagram of the backend to the client of the flow, or drop and count it."""
 
+    def dropped(self, flow: Flow) -> None:
+        """Count a datagram of the flow that the bandwidth cap, or a link that filled up meanwhile, left no room for."""
+
     def flow_ended(self, flow: Flow) -> None:
         """The backend, or the end of its session, ended the flow: forget it. The next datagram opens another."""
 
@@ -78,12 +82,19 @@ class Flow:
         self.last_seen = 0.0
 
     def send(self, datagram: Buffer) -> bool:
-        """Send a datagram of the client to the backend; return whether it went."""
-        return self.session.send_datagram(self.id, datagram)
+        """Send a datagram of the client to the backend, under a cap in its turn; False: drop and count it."""
+        session = self.session
+        if session.share is None:
+            return session.send_datagram(self.id, datagram)
+        return session.has_room() and session.share.offer((self.id, True), datagram, self._send_in_turn)
 
     def receive(self, datagram: Buffer) -> None:
-        """Hand a datagram of the backend to the owner, and grant what left."""
-        self.owner.deliver(self, datagram)
+        """Hand a datagram of the backend to the owner, under a cap in its turn, and grant again what was taken."""
+        share = self.session.share
+        if share is None:
+            self.owner.deliver(self, datagram)
+        elif not share.offer((self.id, False), datagram, self._deliver_in_turn):
+            self.owner.dropped(self)
         self.held += 1
         if self.held >= FLOW_BATCH:
             self.session.send_control(credit_message(self.id, self.held))
@@ -98,13 +109,34 @@ class Flow:
     def receive_disconnect(self, reason: str) -> None:
         """Tell the owner."""
         del reason
-        self.owner.flow_ended(self)
+        self._end()
 
     def session_lost(self) -> None:
         """Tell the owner."""
-        self.owner.flow_ended(self)
+        self._end()
 
     def close(self, reason: Reason) -> None:
         """Tell the backend that the flow is over; a no-op once it is."""
         if self.session.flows.pop(self.id, None) is not None:
+            self._forget_waiting()
             self.session.send_control(simple_message("disconnect", self.id, reason))
+
+    # -- Inside -----------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        self._forget_waiting()
+        self.owner.flow_ended(self)
+
+    def _send_in_turn(self, datagram: Buffer) -> None:
+        if not self.session.send_datagram(self.id, datagram):
+            self.owner.dropped(self)
+
+    def _deliver_in_turn(self, datagram: Buffer) -> None:
+        self.owner.deliver(self, datagram)
+
+    def _forget_waiting(self) -> None:
+        """Drop what waits for its turn: a flow that is over has nobody to send it to."""
+        share = self.session.share
+        if share is not None:
+            share.forget((self.id, True))
+            share.forget((self.id, False))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from nexus.errors import RemoteProtocolError
 from nexus.link.connection import Link, LinkEnd
@@ -27,6 +27,9 @@ from nexus.protocol.framing import Buffer
 from nexus.protocol.messages import Control, parse_control, simple_message
 from nexus.protocol.reasons import Reason
 from nexus.protocol.window import ReceiveWindow
+
+if TYPE_CHECKING:
+    from nexus.link.splice import Share
 
 _log = logging.getLogger("nexus.session")
 # What all streams of a session may have granted together, in messages: 512 MiB of full ones. Beyond it a new stream
@@ -77,6 +80,7 @@ class Session:
         self.streams: dict[bytes, Stream] = {}
         self.flows: dict[bytes, SessionFlow] = {}
         self.features = frozenset(features)
+        self.share: Share | None = None  # of a node's bandwidth cap
         self.bytes_sent = 0
         self.bytes_received = 0
         self.window_messages = 0

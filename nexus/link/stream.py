@@ -8,6 +8,7 @@ read, so at most one read (or the prelude) is ever held.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from nexus.protocol.constants import (
@@ -80,7 +81,8 @@ class Stream:
     """One stream of one session.
 
     ``ended`` is true from the moment the session forgets it. ``grants`` is false towards a hub that knows no credits:
-    it is paused and resumed instead (a grant would undo the pause).
+    it is paused and resumed instead (a grant would undo the pause). ``held_up`` is set where bytes may wait for this
+    side (a bandwidth cap) and tells whether some do.
     """
 
     __slots__ = (
@@ -97,6 +99,7 @@ class Stream:
         "ended",
         "endpoint",
         "grants",
+        "held_up",
         "id",
         "idle_since",
         "receive_window",
@@ -125,6 +128,7 @@ class Stream:
         self.send_window = window
         self.receive_window = ReceiveWindow(session.reserve_window(receive_window))
         self.grants = True
+        self.held_up: Callable[[], bool] | None = None
         self.bytes_sent = 0
         self.bytes_received = 0
         self.sent_eof = False
@@ -214,6 +218,11 @@ class Stream:
         if not full:
             self.active = True
             self._drained()
+
+    def endpoint_keeps(self, messages: int) -> None:
+        """A full endpoint has delivered all but the last ``messages``: credits for the others follow."""
+        self.active = True
+        self._grant(messages)
 
     # -- From the session -------------------------------------------------------------------------------------------
 
@@ -337,11 +346,11 @@ class Stream:
     def idle_s(self, now: float) -> float:
         """Return for how long nothing moved in either direction, as seen by successive calls.
 
-        A stream that waits for its peer (no credits, paused, link full) is not idle; one whose endpoint takes none of
-        the bytes that wait for it is.
+        A stream that waits for its peer (no credits, paused, link full) or is held up is not idle; one whose endpoint
+        takes none of the bytes that wait for it is.
         """
         waiting = self.endpoint.unwritten_bytes()
-        moved = self.active or waiting != self.stalled_bytes
+        moved = self.active or waiting != self.stalled_bytes or (self.held_up is not None and self.held_up())
         if moved or (not waiting and (self._unsent or not (self._reading or self.sent_eof))):
             self.active = False
             self.stalled_bytes = waiting
@@ -369,8 +378,8 @@ class Stream:
         if not self._full:
             self._grant()
 
-    def _grant(self) -> None:
-        count = self.receive_window.release()
+    def _grant(self, kept: int = 0) -> None:
+        count = self.receive_window.release(kept)
         if count and self.grants and not self.ended:
             more = self.session.extend_window(self.receive_window, count)
             self.session.send_control(credit_message(self.id, count + more))

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from nexus.limits import UNBOUNDED, SourceCounter, source_key
-from nexus.link.endpoint import SocketEndpoint, finish, receive_view, reset
+from nexus.link.endpoint import finish, receive_view, reset
+from nexus.link.splice import splice
 from nexus.link.stream import Stream
 from nexus.listeners.answers import answer
 from nexus.listeners.peeks import Peeks
@@ -193,12 +194,9 @@ class ClientPeek(asyncio.BufferedProtocol):
             self.give_up(nameless)
 
     def _splice(self, stream: Stream, *, eof: bool) -> None:
-        endpoint = SocketEndpoint(stream, self._transport, on_closed=self._release)
-        self._transport.set_protocol(endpoint)
-        stream.attach(endpoint)
-        stream.send(bytes(self._prelude))
+        socket = splice(stream, self._transport, bytes(self._prelude), self._release)
         if eof:
-            endpoint.eof_received()
+            socket.eof_received()
 
     def _say_goodbye(self) -> None:
         """Give a refused client time to read its answer, unless too many have it already."""

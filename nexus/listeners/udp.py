@@ -218,6 +218,11 @@ class _Reader:
         else:
             self._stats.to_clients += 1
 
+    def dropped(self, flow: Flow) -> None:
+        """Count it."""
+        del flow
+        self._stats.dropped["no_turn"] += 1
+
     def flow_ended(self, flow: Flow) -> None:
         """Forget it."""
         self._port.forget(flow, "backend")

@@ -85,12 +85,12 @@ class ReceiveWindow:
         """Account one message from the wire."""
         self.held += 1
 
-    def release(self) -> int:
-        """Return the grant that is due now that everything received so far has left, 0 while it is below a batch."""
-        if self.held < self.batch:
+    def release(self, kept: int = 0) -> int:
+        """Return the grant that is due now that all but ``kept`` messages have left, 0 while it is below a batch."""
+        count = self.held - kept
+        if count < self.batch:
             return 0
-        count = self.held
-        self.held = 0
+        self.held = kept
         return count
 
     def is_short(self, released: int, now: float, round_trip_s: float) -> bool:

@@ -209,6 +209,27 @@ async def test_a_flow_moves_to_another_backend_when_its_own_is_gone(pki: Pki) ->
             await eventually(lambda: not node.node.stats().udp_flows, "the flow went with its backend")
 
 
+async def test_under_a_bandwidth_cap_a_flood_of_one_flow_leaves_the_others_their_turns(pki: Pki) -> None:
+    """W25, W26: the flood's own datagrams are dropped; everybody else of the port is answered."""
+    async with (
+        node_with_port(pki, totalBandwidthMbps=1) as (node, port),
+        echo() as (_, service),
+        local_client(node.hub_url, pki, {port: service}, udp_ports=(port,)),
+    ):
+        with client_of(port) as flooding:
+            others = [client_of(port) for _ in range(5)]
+            for number in range(FLOOD):
+                with contextlib.suppress(BlockingIOError):
+                    flooding.send(bytes(FLOOD_BYTES))
+                if number % 50 == 0:
+                    await asyncio.sleep(0)
+            await eventually(lambda: node.node.stats().datagrams_dropped_total.get("backend_slow"), "some are dropped")
+            for number, opened in enumerate(others):
+                with opened as other:
+                    other.send(b"%d" % number)
+                    assert await heard(other) == b"%d" % number
+
+
 @pytest.mark.parametrize("datagram", [b"", b"\xff" * 2048], ids=["empty", "largest"])
 async def test_any_datagram_passes_unchanged(pki: Pki, datagram: bytes) -> None:
     """In both directions."""

@@ -29,7 +29,7 @@ STOP_TIMEOUT_S = 20.0
 POLL_S = 0.02
 _ESTABLISHED = "01"  # of Linux's /proc/net/tcp
 SECRET = "integration-secret-of-32-bytes!!"
-_NEXUS = [sys.executable, "-c", "from cli.main import main; main()"]
+NEXUS = [sys.executable, "-c", "from cli.main import main; main()"]
 _METRIC = re.compile(r"^(?P<name>[a-z_]+)(?P<labels>\{[^}]*\})? (?P<value>\S+)$")
 
 
@@ -160,7 +160,7 @@ class Node(Process):
         self._start()
 
     def _start(self) -> None:
-        super().__init__([*_NEXUS, "serve", "-c", str(self.file)], self.directory / "node.log")
+        super().__init__([*NEXUS, "serve", "-c", str(self.file)], self.directory / "node.log")
         wait_for(self.is_ready, "the node is ready")
 
     def restart(self) -> None:
@@ -212,7 +212,7 @@ def client_process(
     }
     file = directory / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"backends": [backend]}))
-    return Process([*_NEXUS, "client", "run", "-c", str(file)], directory / f"{name}.log")
+    return Process([*NEXUS, "client", "run", "-c", str(file)], directory / f"{name}.log")
 
 
 class Client(Process):

@@ -343,6 +343,26 @@ def _uuid(stream_id: bytes) -> str:
     return stream_id.hex()
 
 
+async def test_a_cap_holds_bytes_and_shows_in_the_figures(pki: Pki, config: Config) -> None:
+    """And without one there are none."""
+    size = 40_000
+    async with running(pki, config(totalBandwidthMbps=1)) as it:
+        backend = await it.backend()
+        reader, _ = await it.client(REQUEST)
+        stream_id = (await backend.control()).stream_id
+        for _ in range(2):
+            await backend.websocket.send(b"\x01" + stream_id + bytes(size // 2))
+        await eventually(lambda: it.node.stats().bandwidth_waiting_bytes, "bytes wait for the cap")
+        stats = it.node.stats()
+        assert (stats.bandwidth_limit_bytes_per_second, stats.bandwidth_waiting_backends) == (125_000, 1)
+        assert stats.buffered_bytes == stats.bandwidth_waiting_bytes
+        assert await reader.readexactly(size) == bytes(size)
+        stats = it.node.stats()
+        assert (stats.bandwidth_waiting_bytes, stats.bandwidth_waiting_backends, stats.buffered_bytes) == (0, 0, 0)
+        assert stats.bandwidth_charged_bytes_total == len(REQUEST) + size + 3 * 17
+    assert Node(config()).stats().bandwidth_limit_bytes_per_second is None
+
+
 async def test_refusals_and_waiting_are_in_the_figures(pki: Pki, config: Config) -> None:
     """Of clients and of backends."""
     async with running(pki, config()) as it:

@@ -33,6 +33,10 @@ FULL = NodeStats(
     buffered_bytes=6,
     routes=7,
     hub_certificate_expiry_seconds=1_900_000_000.0,
+    bandwidth_limit_bytes_per_second=18,
+    bandwidth_waiting_bytes=19,
+    bandwidth_waiting_backends=20,
+    bandwidth_charged_bytes_total=21,
     sessions_total=8,
     streams_total=9,
     bytes_to_backends_total=10,
@@ -85,6 +89,10 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_buffered_bytes", ""): 6,
         ("nexus_routes", ""): 7,
         ("nexus_hub_certificate_expiry_timestamp_seconds", ""): 1_900_000_000.0,
+        ("nexus_bandwidth_limit_bytes_per_second", ""): 18,
+        ("nexus_bandwidth_waiting_bytes", ""): 19,
+        ("nexus_bandwidth_waiting_backends", ""): 20,
+        ("nexus_bandwidth_charged_bytes_total", ""): 21,
         ("nexus_sessions_opened_total", ""): 8,
         ("nexus_streams_opened_total", ""): 9,
         ("nexus_relayed_bytes_total", "to_backends"): 10,
@@ -124,6 +132,12 @@ def test_a_node_without_certificate_exports_no_expiry() -> None:
     """A zero would read as expired in 1970."""
     stats = NodeStats(version="1", start_time_seconds=0)
     assert not any("certificate" in name for name, _ in samples(families(stats)))
+
+
+def test_a_node_without_a_cap_exports_no_limit() -> None:
+    """A limit of zero would read as a node that may send nothing."""
+    shown = {name for name, _ in samples(families(NodeStats(version="1", start_time_seconds=0)))}
+    assert {name for name in shown if "bandwidth" in name} == {"nexus_bandwidth_charged_bytes_total"}
 
 
 def test_gauges_are_those_of_the_moment_of_the_scrape() -> None:

@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 from nexus.auth.grants import Grant
+from nexus.bandwidth.limiter import Limiter
 from nexus.hub.backend import UNTOLD_FIN_LINGER_S, BackendSession
 from nexus.hub.registry import Registry
 from nexus.link.connection import Link, LinkEnd
@@ -51,6 +52,22 @@ class Fake:
         endpoint = FakeEndpoint(stream, takes)
         stream.attach(endpoint)
         return stream, endpoint
+
+
+# -- Bandwidth -------------------------------------------------------------------------------------------------------
+
+
+async def test_every_session_has_a_share_of_its_own_where_there_is_a_cap() -> None:
+    """And none where there is no cap: then nothing of it is on the path of a byte."""
+    registry = Registry(Limiter(1))
+    grant = Grant(hostnames=(HOST,), subject=NAME)
+    sessions = [
+        BackendSession(cast(Link, FakeLink()), grant, registry, "192.0.2.1:5", asyncio.TaskGroup()).session
+        for _ in range(2)
+    ]
+    assert sessions[0].share is not None
+    assert sessions[0].share is not sessions[1].share
+    assert Fake().backend.session.share is None
 
 
 # -- Opening ---------------------------------------------------------------------------------------------------------

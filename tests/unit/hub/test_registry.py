@@ -143,6 +143,9 @@ class NoPort:
     def flow_ended(self, flow: Flow) -> None:
         """Nothing."""
 
+    def dropped(self, flow: Flow) -> None:
+        """Nothing."""
+
 
 def test_a_claimed_tcp_port_serves_clients_without_a_name() -> None:
     """``connect`` carries the route key; the listener can ask beforehand."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import pytest
 
+from nexus.link.endpoint import OnClosed, SocketEndpoint
 from nexus.link.flow import FLOW_BATCH, FLOW_WINDOW, Address, Flow, SessionFlow
 from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES, Session
+from nexus.link.stream import Endpoint, Stream
 from nexus.listeners.flows import FlowTable
 from nexus.protocol.constants import CREDITS_BATCH
 from nexus.protocol.framing import Buffer
@@ -29,12 +32,16 @@ class Owner:
     def __init__(self) -> None:
         self.delivered: list[bytes] = []
         self.ended: list[Flow] = []
+        self.drops = 0
 
     def deliver(self, flow: Flow, datagram: Buffer) -> None:
         self.delivered.append(bytes(datagram))
 
     def flow_ended(self, flow: Flow) -> None:
         self.ended.append(flow)
+
+    def dropped(self, flow: Flow) -> None:
+        self.drops += 1
 
 
 @pytest.fixture
@@ -147,6 +154,79 @@ def test_events_that_mean_nothing_to_a_flow_are_ignored(side: Side, flow: Flow) 
     arrive(side, simple_message("half_close", ID))
     arrive(side, simple_message("no_such_event", ID))
     assert side.session.flows == {ID: flow}
+
+
+# -- Under a cap ------------------------------------------------------------------------------------------------------
+
+
+class TakesTurns:
+    """A share that keeps every datagram until the test says so, at most ``room`` of them."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = room
+        self.waiting: list[tuple[Hashable, Buffer, Callable[[Buffer], None]]] = []
+
+    def pace(
+        self, stream: Stream, transport: asyncio.Transport | None, on_closed: OnClosed | None
+    ) -> tuple[SocketEndpoint, Endpoint]:
+        raise AssertionError("no stream here")
+
+    def offer(self, flow: Hashable, datagram: Buffer, send: Callable[[Buffer], None]) -> bool:
+        if len(self.waiting) < self.room:
+            self.waiting.append((flow, datagram, send))
+            return True
+        return False
+
+    def forget(self, flow: Hashable) -> None:
+        self.waiting = [entry for entry in self.waiting if entry[0] != flow]
+
+    def serve(self) -> None:
+        """Let everybody have a turn."""
+        waiting, self.waiting = self.waiting, []
+        for _, datagram, send in waiting:
+            send(datagram)
+
+
+def test_under_a_cap_datagrams_of_both_directions_wait_for_their_turns(side: Side, owner: Owner, flow: Flow) -> None:
+    """Each direction in order; a backend's credits do not wait with them."""
+    side.session.share = share = TakesTurns()
+    for number in range(FLOW_BATCH):
+        assert flow.send(b"%d" % number)
+        arrive(side, b"\x01" + ID + b"%d" % number)
+    assert len(side.link.controls("resume_stream")) == 1
+    assert (side.link.data(), owner.delivered) == ([], [])
+    share.serve()
+    expected = [b"%d" % number for number in range(FLOW_BATCH)]
+    assert side.link.data() == owner.delivered == expected
+
+
+def test_what_finds_no_place_under_the_cap_is_dropped_and_counted(side: Side, owner: Owner, flow: Flow) -> None:
+    """By whoever has it; the link may also have filled up before its turn came."""
+    side.session.share = share = TakesTurns(room=1)
+    assert flow.send(b"kept")
+    assert not flow.send(b"dropped")
+    arrive(side, b"\x01" + ID + b"dropped")
+    assert owner.drops == 1
+    side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES
+    share.serve()
+    assert owner.drops == 2
+    assert not flow.send(b"never offered")
+    assert side.link.data() == []
+
+
+@pytest.mark.parametrize("end", ["close", "disconnect", "lost"])
+def test_a_flow_that_ends_leaves_nothing_waiting_under_the_cap(side: Side, flow: Flow, end: str) -> None:
+    """It has nobody to go to."""
+    side.session.share = share = TakesTurns()
+    flow.send(b"x")
+    arrive(side, b"\x01" + ID + b"y")
+    if end == "close":
+        flow.close(Reason.TIMEOUT)
+    elif end == "disconnect":
+        arrive(side, simple_message("disconnect", ID))
+    else:
+        side.session.link_lost(LOST)
+    assert share.waiting == []
 
 
 def test_a_flow_takes_little_memory(side: Side, owner: Owner) -> None:

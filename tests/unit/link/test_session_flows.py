@@ -47,6 +47,9 @@ class Owner:
     def flow_ended(self, flow: Flow) -> None:
         self.ended.append(flow.id)
 
+    def dropped(self, flow: Flow) -> None:
+        raise AssertionError("there is no cap here")
+
 
 def session_with_flows() -> tuple[Side, Owner]:
     """Return a session with three flows and a stream."""

@@ -322,6 +322,22 @@ def test_a_link_that_was_held_while_dialling_is_released_by_an_endpoint_that_tak
     assert side.tables() == 1
 
 
+def test_credits_follow_what_a_full_endpoint_has_delivered() -> None:
+    """All but what it keeps, a batch at a time; nothing once the stream has ended."""
+    side = Side()
+    stream, _ = side.open(takes=10)
+    for _ in range(20):
+        stream.receive(b"message")
+    before = len(side.link.controls("resume_stream"))
+    stream.endpoint_keeps(13)
+    assert len(side.link.controls("resume_stream")) == before
+    stream.endpoint_keeps(4)
+    assert [control.credits for control in side.link.controls("resume_stream")[before:]] == [16]
+    stream.close(Reason.TIMEOUT)
+    stream.endpoint_keeps(0)
+    assert len(side.link.controls("resume_stream")) == before + 1
+
+
 # -- Idle accounting ------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +386,17 @@ def test_a_stream_that_has_sent_its_end_waits_for_nobody() -> None:
     stream.send_eof()
     assert stream.sent_eof
     assert idle_after(stream) == 100.0
+
+
+def test_a_stream_that_is_held_up_by_this_side_is_not_idle() -> None:
+    """Bytes that wait for the node's cap are no fault of the client's."""
+    stream, _ = Side().open(takes=10)
+    held_up = True
+    stream.held_up = lambda: held_up
+    stream.receive(b"an answer that has to wait")
+    assert idle_after(stream) == 0.0
+    held_up = False
+    assert stream.idle_s(1200.0) == 100.0
 
 
 # -- Everything at random -------------------------------------------------------------------------------------------

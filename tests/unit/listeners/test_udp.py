@@ -274,6 +274,15 @@ async def test_after_closing_nothing_is_read_but_answers_still_leave() -> None:
         assert setup.dialer.side.link.data() == [b"hello"]
 
 
+async def test_a_datagram_without_a_turn_is_counted() -> None:
+    """Under a bandwidth cap; the flow stays."""
+    async with listening() as setup:
+        flow = await setup.flow(setup.client())
+        flow.owner.dropped(flow)
+        assert setup.dropped == {"no_turn": 1}
+        assert setup.listeners.flows == 1
+
+
 class _BrokenSocket:
     """A socket whose every call fails."""
 

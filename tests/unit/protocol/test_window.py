@@ -252,6 +252,17 @@ def test_everything_held_back_is_granted_at_once() -> None:
     assert window.release() == 50
 
 
+def test_what_an_endpoint_keeps_is_not_granted() -> None:
+    """Credits follow the messages that left, a batch at a time."""
+    window = ReceiveWindow(64)
+    for _ in range(20):
+        window.receive()
+    assert window.release(13) == 0
+    assert window.release(12) == CREDITS_BATCH
+    assert window.held == 12
+    assert window.release() == 12
+
+
 @given(st.integers(1, 200), st.lists(st.integers(1, 40), max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_a_sender_is_always_granted_more_in_the_end(size: int, bursts: list[int]) -> None:

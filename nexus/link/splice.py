@@ -1,0 +1,55 @@
+"""Joining a socket with a stream, directly or by way of the share that a bandwidth cap gives the stream's session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+from nexus.link.endpoint import OnClosed, SocketEndpoint
+from nexus.link.stream import Endpoint, Stream
+from nexus.protocol.framing import Buffer
+
+
+class Share(Protocol):
+    """A session's part of the node's cap, ``Session.share``; see ``nexus.bandwidth``. All calls return at once."""
+
+    def pace(
+        self, stream: Stream, transport: asyncio.Transport | None, on_closed: OnClosed | None
+    ) -> tuple[SocketEndpoint, Endpoint]:
+        """Return a socket's protocol, and the endpoint of the stream that goes with it."""
+
+    def offer(self, flow: Hashable, datagram: Buffer, send: Callable[[Buffer], None]) -> bool:
+        """Send one direction's datagram of a flow, at once or in its turn; False: the caller drops and counts it."""
+
+    def forget(self, flow: Hashable) -> None:
+        """Drop what waits for a flow that ended."""
+
+
+def endpoint_for(
+    stream: Stream, transport: asyncio.Transport | None = None, on_closed: OnClosed | None = None
+) -> tuple[SocketEndpoint, Endpoint]:
+    """Return the protocol for a socket and what to ``attach`` to the stream; without a cap the two are one.
+
+    For a socket that is still to be connected; its transport comes with ``connection_made``.
+    """
+    share = stream.session.share
+    if share is not None:
+        return share.pace(stream, transport, on_closed)
+    socket = SocketEndpoint(stream, transport, on_closed)
+    return socket, socket
+
+
+def splice(
+    stream: Stream, transport: asyncio.Transport, prelude: bytes = b"", on_closed: OnClosed | None = None
+) -> SocketEndpoint:
+    """Join a connected transport with a stream that has no endpoint; ``prelude`` was read from it already.
+
+    Returns the transport's protocol.
+    """
+    socket, endpoint = endpoint_for(stream, transport, on_closed)
+    transport.set_protocol(socket)
+    stream.attach(endpoint)
+    if prelude:
+        socket.stream.send(prelude)
+    return socket
