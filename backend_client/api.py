@@ -13,6 +13,7 @@ from backend_client.events import EventHandler
 from backend_client.mapping import PortMap
 from backend_client.session import Forwarder, Handler
 from backend_client.tokens import HmacTokenProvider, TokenProvider
+from nexus.auth.claims import UdpRoute
 from nexus.auth.mint import TokenSpec
 from nexus.hostnames import normalize_wildcard
 
@@ -27,6 +28,8 @@ async def connect(  # noqa: PLR0913 — every one has a default or a name of its
     forward: Mapping[int, str] | None = None,
     name: str = "backend",
     weight: int = 1,
+    tcp_ports: Sequence[int] = (),
+    udp_ports: Sequence[int] = (),
     outbound: bool = False,
     context: ssl.SSLContext | None = None,
     on_event: EventHandler | None = None,
@@ -41,6 +44,8 @@ async def connect(  # noqa: PLR0913 — every one has a default or a name of its
         forward: maps a public port of the node to ``host:port`` of a local service.
         name: who the backend says it is (``sub`` of its tokens).
         weight: its share in the hub's weighted round robin.
+        tcp_ports: whole TCP ports of the node to claim, for clients that name no host; the hub must allow them, too.
+        udp_ports: UDP ports to claim, likewise; their flows go to ``forward``, a handler takes streams only.
         outbound: claim the right to ``client.open_outbound(host, port)``; the hub must allow it, too.
         context: verifies the hub, by default against the system's roots.
         on_event: is told what happens.
@@ -57,7 +62,14 @@ async def connect(  # noqa: PLR0913 — every one has a default or a name of its
     provider = HmacTokenProvider(tokens, TokenSpec(subject=name)) if isinstance(tokens, str | Path) else tokens
     client = BackendClient(
         hub,
-        Identity(name, tuple(normalize_wildcard(host) for host in hostnames), weight=weight, outbound_allowed=outbound),
+        Identity(
+            name,
+            tuple(normalize_wildcard(host) for host in hostnames),
+            tcp_ports=tuple(tcp_ports),
+            weight=weight,
+            udp_routes=tuple(map(UdpRoute, udp_ports)),
+            outbound_allowed=outbound,
+        ),
         provider,
         Forwarder(PortMap.compile({port: (target, {}) for port, target in (forward or {}).items()}), handler),
         context=context,

@@ -192,6 +192,7 @@ class BackendClient:
             failures=self._failures,
             connected_for_s=now - self._connected_at if self._connected.is_set() else 0.0,
             last_error=self._last_error,
+            datagrams_dropped=self._forwarder.datagrams.dropped.total(),
         )
 
     @property

@@ -52,6 +52,8 @@ class Stats:
     failures: int
     connected_for_s: float
     last_error: str
+    datagrams_dropped: int = 0
+    """Of UDP flows, in either direction, for whatever reason."""
 
 
 EventHandler = Callable[[Event], None]

@@ -56,6 +56,18 @@ async def echo(hub: FakeHub, **options: Any) -> AsyncIterator[tuple[backend_clie
         yield client, await hub.session()
 
 
+async def test_ports_are_claimed_beside_names_or_alone(pki: Pki) -> None:
+    """The tokens say so, and the hub routes by them."""
+    policy = Policy(allowed_tcp_ports=frozenset({25}), allowed_udp_ports=frozenset({53}))
+    async with running_hub(pki, policy=policy) as hub:
+        url, trust = f"wss://localhost:{hub.port}/connect", hub_client_context(pki.ca_file)
+        ports: dict[str, Any] = {"tcp_ports": [25], "udp_ports": [53], "forward": {25: "127.0.0.1:1"}}
+        async with connect(url, [], tokens=SECRET, context=trust, **ports) as client, asyncio.timeout(WAIT_S):
+            await client.wait_connected()
+            assert set(hub.session().grant.route_keys) == {"tcp:25", "udp:53"}
+            assert client.stats.datagrams_dropped == 0
+
+
 @pytest.mark.parametrize("kind", ["text", "file"])
 async def test_a_secret_is_all_it_takes(hub: Hub, pki: Pki, tmp_path: Path, kind: str) -> None:
     """As text or in a file; names are claimed as a hub writes them, under the backend's name and weight."""
