@@ -119,8 +119,10 @@ async def web_server(pki: Pki, answer: Answer, *, tls: bool = True) -> AsyncIter
             with contextlib.suppress(asyncio.CancelledError):  # asyncio's server logs a handler that was cancelled
                 await running.serve(reader, writer)
         finally:
-            connections.discard(task)
             writer.transport.abort()
+            with contextlib.suppress(OSError):  # closed before the event loop may be
+                await writer.wait_closed()
+            connections.discard(task)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context, limit=2**20)
     running.port = server.sockets[0].getsockname()[1]
@@ -132,6 +134,7 @@ async def web_server(pki: Pki, answer: Answer, *, tls: bool = True) -> AsyncIter
             task.cancel()
         if connections:
             await asyncio.wait(tuple(connections))
+        await server.wait_closed()
 
 
 def web_context(pki: Pki, *, trusted: bool = True) -> WebContext:
