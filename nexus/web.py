@@ -15,9 +15,12 @@ The library is loaded at the first request: a node that asks nobody does without
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
+import socket
 import ssl
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT_S: Final = 10.0  # original: everything from the look-up of the name to the last byte
 CONNECTIONS_MAX: Final = 32  # ours: of all requests together; a handshake waits for one at most
+CLOSE_TIMEOUT_S: Final = 1.0  # ours: how long the end waits for servers that do not answer the end of TLS
+_CLOSE_POLL_S: Final = 0.005  # a socket that closes tells nobody
 _PORTS: Final[Mapping[str, int]] = {"https": 443, "http": 80}
 _CHUNK_BYTES: Final = 16_384
 _MAX_AGE = re.compile(r"(?:^|[\s,])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
@@ -46,6 +51,28 @@ class WebAnswer:
     max_age_s: int | None = None
 
 
+class Sockets:
+    """The sockets of one HTTP client: ``aiohttp`` does not say when those that it is closing are closed."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._opened: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def open(self, target: aiohttp.AddrInfoType) -> socket.socket:
+        """Return a socket for an address: a ``socket_factory``."""
+        family, kind, protocol, _, _ = target
+        sock = socket.socket(family, kind, protocol)
+        self._opened.add(sock)
+        return sock
+
+    async def wait_closed(self) -> None:
+        """Return once all are closed, at the latest after CLOSE_TIMEOUT_S."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                while any(sock.fileno() >= 0 for sock in self._opened):  # noqa: ASYNC110 — see _CLOSE_POLL_S
+                    await asyncio.sleep(_CLOSE_POLL_S)
+
+
 class WebClient:
     """Asks web servers; ``aclose`` it in the event loop it was used in."""
 
@@ -53,6 +80,7 @@ class WebClient:
         """Ask ``context`` at each request. Raises nothing and opens nothing."""
         self._context = context
         self._session: aiohttp.ClientSession | None = None
+        self._sockets = Sockets()
 
     async def get(self, url: str, *, max_bytes: int, timeout_s: float = REQUEST_TIMEOUT_S) -> WebAnswer:
         """Return the answer to a GET, whatever its status.
@@ -73,6 +101,7 @@ class WebClient:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+            await self._sockets.wait_closed()
 
     async def _request(self, method: str, url: str, data: bytes | None, max_bytes: int, timeout_s: float) -> WebAnswer:
         import aiohttp  # noqa: PLC0415 — see the module's docstring
@@ -106,7 +135,9 @@ class WebClient:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, force_close=True),
+                connector=aiohttp.TCPConnector(
+                    limit=CONNECTIONS_MAX, force_close=True, socket_factory=self._sockets.open
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None),  # ``asyncio.timeout`` above bounds all of it
                 auto_decompress=False,

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from nexus.addresses import Network, is_refused
+from nexus.web import Sockets
 
 if TYPE_CHECKING:
     import aiohttp
@@ -47,6 +48,7 @@ class StatusClient:
         self._context = context
         self._allowed = tuple(allowed_networks)
         self._session: aiohttp.ClientSession | None = None
+        self._sockets = Sockets()
 
     async def ask(self, uri: str) -> str:
         """Return "" if the authorizer is up, else what is wrong, in words without the URI."""
@@ -68,6 +70,7 @@ class StatusClient:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+            await self._sockets.wait_closed()
 
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp  # noqa: PLC0415 — see the module's docstring
@@ -82,11 +85,10 @@ class StatusClient:
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False)
 
     def _open_socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, address = target
-        if is_refused(str(address[0]), self._allowed):
+        if is_refused(str(target[4][0]), self._allowed):
             # Without the address: aiohttp keeps the error of several addresses only where all say the same.
             raise _RefusedAddressError("not a public address")
-        return socket.socket(family, kind, protocol)
+        return self._sockets.open(target)
 
 
 async def _ask(session: aiohttp.ClientSession, uri: str) -> str:

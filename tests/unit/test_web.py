@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -272,3 +273,22 @@ def test_the_context_speaks_modern_tls_only(pki: Pki) -> None:
 def test_max_age(field: str, seconds: int | None) -> None:
     """RFC 9111 section 5.2.2."""
     assert parse_max_age(field) == seconds
+
+
+async def test_the_end_waits_until_every_socket_is_closed(pki: Pki, server: WebServer) -> None:
+    """Also those of answers without a body, which the library lets go before the answer is looked at."""
+    client = WebClient(web_context(pki))
+    server.answer = reply(404, b"")
+    for _ in range(3):
+        await client.get(server.url(), max_bytes=MAX)
+    await client.aclose()
+    assert not [sock for sock in client._sockets._opened if sock.fileno() >= 0]
+
+
+async def test_the_end_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may never answer the end of TLS."""
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.01)
+    sockets = module.Sockets()
+    with sockets.open((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))) as sock:
+        await sockets.wait_closed()
+        assert sock.fileno() >= 0
