@@ -95,7 +95,7 @@ NODE_KEYS: tuple[Field, ...] = (
     _text("registrationURL", "https URL of an orchestrator to register with"),
     _text("region", "region to register in"),
     _count("udpMaxFlows", "UDP flows per port, and of all peers together", 200_000),
-    _count("udpMaxDatagramBytes", "larger datagrams are dropped", 2048),
+    _count("udpMaxDatagramBytes", "larger datagrams are dropped; above 32768 it counts as 32768", 2048),
     _seconds("udpFlowIdleTimeoutDefaultSeconds", "idle time after which a UDP flow ends", 30),
     _seconds("udpFlowIdleTimeoutMinSeconds", "least idle time a backend may ask for", 5),
     _seconds("udpFlowIdleTimeoutMaxSeconds", "greatest idle time a backend may ask for", 300),

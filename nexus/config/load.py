@@ -58,8 +58,8 @@ def load_node_config(
     problems = (*reading.problems, *_errors(record, resolve_service), *secret_problems)
     if problems:  # an unknown key is often the misspelt name of one that is missing
         raise ConfigError(*in_file_order((*problems, *reading.warnings)))
-    config = _config(record, secret)
-    return LoadedConfig(config, _warnings(reading, secret), _effective(record, secret))
+    used = rules.lowered(record)
+    return LoadedConfig(_config(used, secret), _warnings(reading, secret), _effective(used, secret))
 
 
 def environment_overrides(environ: Mapping[str, str]) -> dict[str, ScalarNode]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
@@ -20,10 +21,12 @@ from nexus.config.keys import UNBOUNDED
 from nexus.document import Record
 from nexus.document.addresses import ServiceResolver, check_host_port, is_ip, is_loopback, parse_host_port
 from nexus.errors import Problem
+from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 
 UNIX_PREFIX = "unix:"
 SECRET_MIN_BYTES = 32  # RFC 7518 3.2: a key of HS256 is at least as long as its hash
 ACME_HTTP_PORT = 80  # RFC 8555 8.3
+_DATAGRAM_BYTES = "udpMaxDatagramBytes"
 
 Rule: TypeAlias = Callable[[Record], Iterator[Problem]]
 
@@ -200,6 +203,22 @@ def _udp_idle_range(record: Record) -> Iterator[Problem]:
         yield record.problem("udpFlowIdleTimeoutMinSeconds", what, "lower it")
 
 
+def _long_datagrams(record: Record) -> Iterator[Problem]:
+    written = record.integer(_DATAGRAM_BYTES)
+    if written > PAYLOAD_MAX_BYTES:
+        what = (
+            f"is {written}, but {PAYLOAD_MAX_BYTES} is used: all that fits into a message between node and backend, "
+            "and a longer one ends the session"
+        )
+        yield record.problem(_DATAGRAM_BYTES, what, f"write {PAYLOAD_MAX_BYTES} or less")
+
+
+def lowered(record: Record) -> Record:
+    """Return the record with what the original's files may say, but no session carries, lowered; a warning tells."""
+    usable = min(record.integer(_DATAGRAM_BYTES), PAYLOAD_MAX_BYTES)
+    return replace(record, values={**record.values, _DATAGRAM_BYTES: usable})
+
+
 def _mesh_without_peers(record: Record) -> Iterator[Problem]:
     if record.text("peerListenAddress") and not record.texts("peers"):
         yield record.problem("peerListenAddress", "has no effect without peers", "list the other nodes in peers")
@@ -283,6 +302,7 @@ WARNINGS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"allowedUDPPortClaims", "udpRelayPorts"}), _udp_port_without_claim),
     (frozenset({"allowOutbound", "allowedOutboundPorts", "maxOutboundConnsPerBackend"}), _outbound),
     (frozenset({"udpFlowIdleTimeoutMinSeconds", "udpFlowIdleTimeoutMaxSeconds"}), _udp_idle_range),
+    (frozenset({_DATAGRAM_BYTES}), _long_datagrams),
     (frozenset({"peers", "peerListenAddress"}), _mesh_without_peers),
     (frozenset({"peers"}), _peer_urls),
     (frozenset({"hubPublicHostname", "relayPorts"}), _acme_port),

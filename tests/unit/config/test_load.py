@@ -10,6 +10,7 @@ from nexus.config.keys import NODE_KEYS, scalar_paths, variable_name
 from nexus.config.load import LoadedConfig, load_node_config
 from nexus.config.model import MASK, PeekTimeouts, PeerAuthentication
 from nexus.errors import ConfigError
+from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 
 SAMPLE = Path(__file__).parent / "samples" / "node.yaml"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -198,6 +199,13 @@ def test_a_secret_and_its_file_exclude_each_other(path: Path) -> None:
     """Which of the two counts must never be a guess."""
     (problem,) = refused(path, LEAST + "backendsJWTSecretFile: /nonexistent\n")
     assert problem == "6: backendsJWTSecretFile: is set together with backendsJWTSecret; delete one of them"
+
+
+def test_datagrams_longer_than_a_message_are_lowered_to_it(path: Path) -> None:
+    """The original takes such a file, and then loses the session by the first datagram of that length."""
+    result = loaded(path, LEAST + "udpMaxDatagramBytes: 65507\n")
+    assert result.config.udp_max_datagram_bytes == result.effective["udpMaxDatagramBytes"] == PAYLOAD_MAX_BYTES
+    assert [problem.key for problem in result.warnings] == ["udpMaxDatagramBytes"]
 
 
 def test_a_short_secret_warns_without_showing_it(path: Path) -> None:

@@ -202,6 +202,16 @@ def test_errors_in_required_keys(base: str, expected: list[str]) -> None:
                 )
             ],
         ),
+        ("udpMaxDatagramBytes: 32768", []),
+        (
+            "udpMaxDatagramBytes: 32769",
+            [
+                (
+                    "udpMaxDatagramBytes: is 32769, but 32768 is used: all that fits into a message between node and"
+                    " backend, and a longer one ends the session"
+                )
+            ],
+        ),
         ("peerListenAddress: ':8444'", ["peerListenAddress: has no effect without peers"]),
         (
             "peers: ['wss://a/mesh', 'ws://localhost/mesh', 'ws://b/mesh', 'b:1', 'wss://']",
