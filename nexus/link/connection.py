@@ -221,6 +221,10 @@ class Link(asyncio.BufferedProtocol):
         """Return the event loop's clock, in seconds."""
         return self._loop.time()
 
+    def next_turn(self, callback: Callable[[], None]) -> None:
+        """Call back in the event loop's next turn, when everybody else had one."""
+        self._loop.call_soon(callback)
+
     def ping(self, payload: bytes = b"") -> None:
         """Send a ping; a no-op once the link is closing."""
         if self.websocket.state is State.OPEN:

@@ -38,6 +38,8 @@ WINDOWS_MAX: Final = 16_384
 # What may wait for the link before datagrams are dropped: above the mark at which streams stop (256 KiB), so that a
 # burst of new flows gets through beside full streams, and far below the 16 MiB at which the link is given up.
 DATAGRAMS_WAITING_MAX_BYTES: Final = 1024 * 1024
+# A lost link may have 200,000 flows. So many end in about a millisecond; then everybody else has a turn.
+LOST_FLOWS_PER_TURN: Final = 500
 _PACE_PREFIX = b"pace:"
 
 EventHandlers = Mapping[str, Callable[[Control], None]]
@@ -135,13 +137,11 @@ class Session:
             self._turn()
 
     def link_lost(self, end: LinkEnd) -> None:
-        """End every stream visibly."""
+        """End every stream visibly, and every flow, many of them within some turns of the event loop."""
         self.ended = True
         for stream in list(self.streams.values()):
             stream.session_lost()
-        flows, self.flows = self.flows, {}
-        for flow in flows.values():
-            flow.session_lost()
+        self._end_lost_flows()
         self._waiting.clear()
         self._overflowing.clear()
         self._unpaced.clear()
@@ -248,6 +248,15 @@ class Session:
             else:
                 waiting.popleft()
         self._turning = False
+
+    def _end_lost_flows(self) -> None:
+        for _ in range(LOST_FLOWS_PER_TURN):
+            if not self.flows:
+                return
+            _, flow = self.flows.popitem()
+            flow.session_lost()
+        if self.flows:
+            self.link.next_turn(self._end_lost_flows)
 
     def _ping_for_pace(self) -> None:
         if self._unpaced and not self._pace_due:

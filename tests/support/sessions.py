@@ -52,6 +52,7 @@ class FakeLink:
         self.on_text: Callable[[str], None] = lambda _text: None
         self.limits: list[int] = []
         self.closed: list[tuple[int, str]] = []
+        self.turns: deque[Callable[[], None]] = deque()  # what asked for the next turn of the event loop
 
     def _put(self, kind: str, payload: bytes) -> None:
         if not self.closing:
@@ -85,6 +86,9 @@ class FakeLink:
 
     def now(self) -> float:
         return self.clock_s
+
+    def next_turn(self, callback: Callable[[], None]) -> None:
+        self.turns.append(callback)
 
     def is_closing(self) -> bool:
         return self.closing

@@ -64,6 +64,16 @@ async def test_what_is_sent_in_one_turn_is_one_write() -> None:
     assert [kind for kind, _ in harness.frames()] == ["binary", "binary"]
 
 
+async def test_the_next_turn_comes_after_everybody_elses() -> None:
+    """Long work that asks for it leaves the event loop to what was ready before."""
+    link, done = LinkHarness(server=True).open().link, list[str]()
+    asyncio.get_running_loop().call_soon(done.append, "somebody else")
+    link.next_turn(lambda: done.append("the rest"))
+    assert done == []
+    await asyncio.sleep(0)
+    assert done == ["somebody else", "the rest"]
+
+
 async def test_a_full_batch_is_written_within_the_turn() -> None:
     """What waits in a link is bounded even before the turn ends."""
     harness = LinkHarness(server=True).open()

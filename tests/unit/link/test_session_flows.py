@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus.link import session
 from nexus.link.flow import Flow
 from nexus.protocol.constants import DATA_HEADER_BYTES, KIND_CONTROL, KIND_DATA, PAYLOAD_MAX_BYTES
 from nexus.protocol.framing import Buffer
@@ -91,6 +93,20 @@ def test_stopping_ends_flows_as_it_ends_streams() -> None:
     side.session.end_all(Reason.SHUTDOWN)
     assert len(side.link.controls("disconnect")) == len(FLOWS) + 1
     assert side.session.flows == side.session.streams == {}
+
+
+def test_many_flows_of_a_lost_link_end_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200,000 at once would hold up everybody on the node; what is left is known until its turn, and can be closed."""
+    monkeypatch.setattr(session, "LOST_FLOWS_PER_TURN", 1)
+    side, owner = session_with_flows()
+    side.link.closing = True
+    side.session.link_lost(LOST)
+    assert (len(owner.ended), len(side.link.turns), side.session.ended) == (1, 1, True)
+    next(iter(side.session.flows.values())).close(Reason.NORMAL)
+    while side.link.turns:
+        side.link.turns.popleft()()
+    assert len(owner.ended) == len(set(owner.ended)) == 2
+    assert side.session.flows == {}
 
 
 def test_a_stream_goes_before_a_flow_of_the_same_id() -> None:
