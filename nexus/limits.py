@@ -1,33 +1,18 @@
 """Counting what strangers cause: what one client address, and all together, may hold, and how often a log line.
 
-Strategy: plain counters with bounds, asked before something is admitted. An IPv6 source is its /64, the smallest
-block a site gets (RFC 6177), so that one host cannot take 2^64 shares.
+Strategy: plain counters with bounds, asked before something is admitted. What counts as one source is
+``sockets.source_key``.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Final
 
 UNBOUNDED: Final = -1
-_IPV6_PREFIX_BITS: Final = 64
 STRANGERS_LINES_MAX: Final = 20  # in each interval: enough to see what is wrong, a few GB a year at the worst
 STRANGERS_LINES_INTERVAL_S: Final = 10.0
 REFUSALS_INTERVAL_S: Final = 60.0
 REFUSAL_SOURCES_MAX: Final = 4096  # ours: half a MiB
-
-
-def source_key(address: str) -> str:
-    """Return what counts as one source: an IPv4 address (also a v4-mapped one), or the /64 of an IPv6 address."""
-    if ":" not in address:
-        return address
-    try:
-        parsed = ipaddress.IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((parsed, _IPV6_PREFIX_BITS), strict=False))
 
 
 class SourceCounter:

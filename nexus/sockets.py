@@ -20,6 +20,8 @@ _NOT_LISTENING: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, er
 ACCEPT_PAUSE_S: Final = 0.5
 # A burst of 5,000 small datagrams takes about 4 MiB of the kernel's bookkeeping; it cuts this to net.core.rmem_max.
 UDP_BUFFER_BYTES: Final = 4 * 1024 * 1024
+_V4_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2
+_SITE_BYTES: Final = 8
 
 _MENDS: Final = {
     errno.EADDRINUSE: "stop the program that uses the port (`ss -tulpn` shows it) or choose another port",
@@ -142,3 +144,19 @@ def format_address(address: tuple[object, ...]) -> str:
     if host.startswith("::ffff:") and "." in host:
         host = host[7:]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def source_key(address: str) -> str:
+    """Return what counts as one source: an IPv4 address (also a v4-mapped one), or the /64 of an IPv6 address.
+
+    A /64 is the smallest block a site gets (RFC 6177), so that one host cannot take 2^64 shares.
+    """
+    if ":" not in address:
+        return address
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    except (OSError, ValueError):
+        return address
+    if packed.startswith(_V4_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[len(_V4_MAPPED) :])
+    return f"{socket.inet_ntop(socket.AF_INET6, packed[:_SITE_BYTES].ljust(len(packed), bytes(1)))}/64"

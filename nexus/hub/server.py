@@ -22,7 +22,7 @@ from nexus.hub.backend import BackendSession
 from nexus.hub.reauth import AskStatus, Reauthenticator
 from nexus.hub.registry import Registry
 from nexus.hub.targets import NO_OUTBOUND, OutboundPolicy
-from nexus.limits import UNBOUNDED, LineBudget, RefusalCounter, SourceCounter, source_key
+from nexus.limits import UNBOUNDED, LineBudget, RefusalCounter, SourceCounter
 from nexus.link.connection import CLOSE_TIMEOUT_S, WEBSOCKET_LOG, Link
 from nexus.link.inbox import Inbox
 from nexus.protocol.constants import (
@@ -36,7 +36,7 @@ from nexus.protocol.constants import (
     UPGRADE_TIMEOUT_S,
 )
 from nexus.protocol.handshake import HubHandshake, new_nonce
-from nexus.sockets import accept, format_address
+from nexus.sockets import accept, format_address, source_key
 
 _log = logging.getLogger("nexus.hub")
 

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from nexus.limits import UNBOUNDED, SourceCounter, source_key
+from nexus.limits import UNBOUNDED, SourceCounter
 from nexus.link.endpoint import finish, receive_view, reset
 from nexus.link.splice import splice
 from nexus.link.stream import Stream
@@ -21,7 +21,7 @@ from nexus.listeners.answers import answer
 from nexus.listeners.peeks import Peeks
 from nexus.peek import Peeked, PeekStatus, peek
 from nexus.routing.decide import Reject, RejectReason
-from nexus.sockets import BACKLOG, format_address
+from nexus.sockets import BACKLOG, format_address, source_key
 from nexus.transport import Dialer, OpenRequest
 
 _log = logging.getLogger("nexus.listeners")

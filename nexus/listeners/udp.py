@@ -19,14 +19,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from nexus.limits import UNBOUNDED, SourceCounter, source_key
+from nexus.limits import UNBOUNDED, SourceCounter
 from nexus.link.flow import Address, Flow
 from nexus.listeners.flows import FlowTable
 from nexus.listeners.origin import ANCILLARY_BYTES, ask_for_origin, origin_of, reply_from
 from nexus.protocol.framing import Buffer
 from nexus.protocol.reasons import Reason
 from nexus.routing.decide import Reject, RejectReason
-from nexus.sockets import format_address
+from nexus.sockets import format_address, source_key
 from nexus.transport import Dialer, OpenRequest
 
 _log = logging.getLogger("nexus.listeners")
@@ -66,12 +66,22 @@ class UdpListeners:
         self.settings = settings
         self.stats = UdpStats()
         self.sources = SourceCounter(UNBOUNDED, settings.flows_per_source)
+        self._bounded = settings.flows_per_source != UNBOUNDED
         self.ports: dict[int, UdpPort] = {}
 
     @property
     def flows(self) -> int:
         """How many flows there are."""
         return sum(len(port.flows) for port in self.ports.values())
+
+    def admit(self, client: Address) -> bool:
+        """Count one flow more of a client's source, where these are bounded; return whether it may be."""
+        return not self._bounded or self.sources.admit(source_key(client[0]))
+
+    def release(self, client: Address) -> None:
+        """Give one flow of a client's source back."""
+        if self._bounded:
+            self.sources.release(source_key(client[0]))
 
     def listen(self, sockets: Iterable[socket.socket]) -> None:
         """Start to read sockets, those of one number as one port."""
@@ -131,7 +141,7 @@ class UdpPort:
         """Note that a flow is over."""
         self.flows.remove(flow.client, flow)
         self.listeners.stats.flow_ends[why] += 1
-        self.listeners.sources.release(source_key(flow.client[0]))
+        self.listeners.release(flow.client)
 
 
 class _Reader:
@@ -185,15 +195,14 @@ class _Reader:
             self._stats.dropped["backend_slow"] += 1
 
     def _open(self, client: Address, now: float) -> Flow | None:
-        port, sources = self._port, self._port.listeners.sources
-        source = source_key(client[0])
-        if not sources.admit(source):
+        port, listeners = self._port, self._port.listeners
+        if not listeners.admit(client):
             self._stats.dropped[RejectReason.OVERLOADED.value] += 1
             return None
         request = OpenRequest(None, is_tls=False, local_port=port.number, client=format_address(client))
-        flow = port.listeners.dialer.open_flow(request, self, client)
+        flow = listeners.dialer.open_flow(request, self, client)
         if isinstance(flow, Reject):
-            sources.release(source)
+            listeners.release(client)
             self._stats.dropped[flow.reason.value] += 1
             return None
         evicted = port.flows.add(client, flow, now)

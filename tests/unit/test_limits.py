@@ -15,27 +15,7 @@ from nexus.limits import (
     LineBudget,
     RefusalCounter,
     SourceCounter,
-    source_key,
 )
-
-
-@pytest.mark.parametrize(
-    ("address", "key"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
-        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::1", "::/64"),
-        ("not:an:address", "not:an:address"),
-        ("", ""),
-    ],
-)
-def test_a_source_is_an_ipv4_address_or_an_ipv6_network(address: str, key: str) -> None:
-    """One site is one source; text that is no address is itself."""
-    assert source_key(address) == key
 
 
 def test_both_bounds_hold() -> None:

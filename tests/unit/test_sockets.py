@@ -11,7 +11,7 @@ import pytest
 
 from nexus import sockets
 from nexus.errors import ConfigError
-from nexus.sockets import BACKLOG, accept, format_address, listen, listen_udp
+from nexus.sockets import BACKLOG, accept, format_address, listen, listen_udp, source_key
 
 KEY = "backendListenAddress"
 needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
@@ -268,3 +268,26 @@ def test_a_udp_port_that_one_family_lacks_leaves_the_other_free() -> None:
         with pytest.raises(ConfigError):
             listen_udp("", port, KEY)
         closed(listen_udp("127.0.0.1", port, KEY))
+
+
+# -- Sources -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("not:an:address", "not:an:address"),
+        ("::1\0", "::1\0"),
+        ("", ""),
+    ],
+)
+def test_a_source_is_an_ipv4_address_or_an_ipv6_network(address: str, key: str) -> None:
+    """One site is one source; text that is no address is itself."""
+    assert source_key(address) == key

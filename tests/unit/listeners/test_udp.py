@@ -211,6 +211,16 @@ async def test_flows_of_one_source_are_bounded_where_the_operator_says_so() -> N
         await setup.flow(setup.client())
 
 
+async def test_flows_are_counted_by_source_only_where_they_are_bounded() -> None:
+    """Of 200,000 flows that end together each count would cost everybody's time."""
+    async with listening() as setup:
+        await setup.flow(setup.client())
+        assert setup.listeners.sources.held == 0
+    async with listening(flows_per_source=9) as setup:
+        await setup.flow(setup.client())
+        assert setup.listeners.sources.held == 1
+
+
 async def test_idle_flows_end_and_busy_ones_stay() -> None:
     """W26: what the backend says keeps a flow, too. The idle time is asked for at each look."""
     async with listening() as setup:
