@@ -123,13 +123,19 @@ class UdpPort:
             reader.close()
 
     def expire(self, now: float) -> bool:
-        """End flows that were idle for as long as the port's backends ask; return whether more may be waiting."""
+        """End flows that were idle for as long as the port's backends ask; return whether more may be waiting.
+
+        One whose link is full stays for another idle time.
+        """
         idle_s = self.listeners.dialer.flow_idle_s(self.number)
         for _ in range(SWEEP_FLOWS):
             flow = self.flows.expired(now, idle_s)
-            if flow is None or not flow.session.has_room():
+            if flow is None:
                 return False
-            self.end(flow, "idle")
+            if flow.session.has_room() or flow.session.link.is_closing():
+                self.end(flow, "idle")
+            else:  # its backend cannot be told now; behind the others, it holds up none of them
+                self.flows.seen(flow.client, now)
         return True
 
     def end(self, flow: Flow, why: str) -> None:

@@ -23,7 +23,7 @@ from nexus.sockets import listen_udp
 from nexus.transport import OpenRequest
 from tests.support.hub import WAIT_S, eventually
 from tests.support.listeners import Dialer
-from tests.support.sessions import LOST
+from tests.support.sessions import LOST, Side
 
 ON_BOTH_LOOPS = True
 LIMIT = 100
@@ -246,6 +246,26 @@ async def test_many_flows_end_in_portions_and_not_faster_than_their_links_take(m
         setup.dialer.side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES
         assert not setup.port.expire(1e9)
         assert setup.listeners.flows == 1
+
+
+async def test_a_full_link_does_not_keep_the_idle_flows_of_others() -> None:
+    """Its own flow is looked at again after another idle time; one whose link is lost ends, since nobody is told."""
+    async with listening() as setup:
+        full, lost = setup.dialer.side, Side()
+        stuck = await setup.flow(setup.client())
+        setup.dialer.side = Side()
+        await setup.flow(setup.client())
+        setup.dialer.side = lost
+        await setup.flow(setup.client())
+        full.link.waiting = lost.link.waiting = DATAGRAMS_WAITING_MAX_BYTES
+        lost.link.closing = True
+        assert not setup.port.expire(1e9)
+        assert tuple(setup.port.flows) == (stuck,)
+        full.link.waiting = 0
+        assert not setup.port.expire(1e9 + setup.dialer.idle_s - 1)
+        assert setup.listeners.flows == 1
+        assert not setup.port.expire(1e9 + setup.dialer.idle_s)
+        assert setup.listeners.flows == 0
 
 
 async def test_the_sweep_looks_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
