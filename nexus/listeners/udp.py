@@ -151,7 +151,7 @@ class UdpPort:
 
 
 class _Reader:
-    """One socket of a port; the ``FlowOwner`` of the flows whose first datagram came in here."""
+    """One socket of a port; the ``FlowOwner`` of the flows whose last datagram came in here."""
 
     __slots__ = ("_limit", "_loop", "_port", "_sock", "_stats")
 
@@ -194,6 +194,7 @@ class _Reader:
             flow = self._open(client, now)
             if flow is None:
                 return
+        flow.owner = self  # a client may ask several addresses of the port, and answers leave from the last one
         flow.local = local
         if flow.send(datagram):
             self._stats.to_backends += 1

@@ -73,15 +73,18 @@ async def heard(client: socket.socket) -> bytes:
 
 @contextlib.asynccontextmanager
 async def listening(
-    host: str = "127.0.0.1", flows_max: int = 1000, flows_per_source: int = UNBOUNDED
+    host: str = "127.0.0.1", flows_max: int = 1000, flows_per_source: int = UNBOUNDED, also: str = ""
 ) -> AsyncIterator[Setup]:
-    """Read a free UDP port; at the end no flow is left in any table."""
+    """Read a free UDP port, perhaps on another address as well; at the end no flow is left in any table."""
     dialer = Dialer()
     listeners = UdpListeners(dialer, UdpSettings(flows_max, LIMIT, flows_per_source))
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(contextlib.closing(sock)) for sock in listen_udp(host, 0, "udpRelayPorts")]
-        listeners.listen(sockets)
         setup = Setup(dialer, listeners, int(sockets[0].getsockname()[1]))
+        if also:
+            more = listen_udp(also, setup.number, "udpRelayPorts")
+            sockets += [stack.enter_context(contextlib.closing(sock)) for sock in more]
+        listeners.listen(sockets)
         try:
             yield setup
         finally:
@@ -118,6 +121,21 @@ async def test_both_families_are_served_on_all_addresses_each_from_the_one_that_
             assert setup.dialer.requests[-1].client.startswith(shown if host != "127.0.0.9" else "127.")
             flow.receive(b"answer")
             assert await heard(client) == b"answer"
+
+
+async def test_of_several_addresses_of_a_port_the_one_that_was_asked_last_answers() -> None:
+    """With ``relayBindAddresses``; a client's connected socket hears no other address, and is one flow for all."""
+    async with listening(also="127.0.0.2") as setup:
+        client = setup.client("127.0.0.1")
+        flow = await setup.flow(client)
+        for asked in ("127.0.0.2", "127.0.0.1"):
+            client.connect((asked, setup.number))
+            setup.dialer.side.link.log.clear()
+            client.send(b"again")
+            await eventually(setup.dialer.side.link.data, "it is sent on")
+            flow.receive(b"answer")
+            assert await heard(client) == b"answer"
+        assert setup.listeners.flows == 1
 
 
 async def test_too_large_a_datagram_costs_only_itself() -> None:
