@@ -1,7 +1,8 @@
 """A public TCP port: accept, peek within bytes and time, open a stream, splice.
 
 A client that names no host is served by the port's claim where there is one: at once when its first bytes are neither
-TLS nor HTTP, without peeking on a server-first port, else when it stayed silent for ``claim_wait_s``.
+TLS nor HTTP, without peeking on a server-first port, else when it stayed silent for ``claim_wait_s`` or began to speak
+and then took longer than any client may.
 """
 
 from __future__ import annotations
@@ -232,10 +233,10 @@ class ClientPeek(asyncio.BufferedProtocol):
         return True
 
     def _wait(self, now: float, patience_s: float) -> None:
-        """Read on for so long; on a claimed port nobody needs to say whom they want, so that is not waited out."""
+        """Read on for so long; on a claimed port nobody needs to say whom they want: silence is not waited out."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._listeners.dialer.claims_port(self._port):
+        if not self._prelude and self._listeners.dialer.claims_port(self._port):
             patience_s = min(patience_s, self._listeners.budget.claim_wait_s)
         when = min(now + patience_s, self._absolute)
         self._timer = asyncio.get_running_loop().call_at(when, self._time_out)

@@ -336,6 +336,18 @@ def test_the_deadlines_are_those_of_the_specification(monkeypatch: pytest.Monkey
     assert dict(listeners.stats.rejected) == {"timeout": 1}
 
 
+def test_on_a_claimed_port_only_silence_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``portClaimWaitSeconds``: whose first bytes are here may be about to name a host, over a slow path."""
+    clock = _Clock(monkeypatch)
+    dialer = Dialer()
+    dialer.claimed.add(443)
+    client = ClientPeek(TcpListeners(dialer, PeekBudget()), 443)
+    client.connection_made(_Peer())
+    clock.now = 102.0
+    feed(client, b"GET / HTTP/1.1\r\n")
+    assert clock.due == [103.0, 107.0]
+
+
 def test_an_absolute_limit_below_the_first_byte_limit_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first moment on."""
     clock = _Clock(monkeypatch)

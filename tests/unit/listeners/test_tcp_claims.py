@@ -105,10 +105,19 @@ async def test_a_place_of_a_source_is_held_and_given_back_on_a_server_first_port
         await eventually(lambda: not setup.listeners.connections.held, "the place is free")
 
 
-@pytest.mark.parametrize("data", [b"", b"\x16\x03", b"QUI"], ids=["silent", "like TLS", "like HTTP"])
-async def test_a_silent_client_of_a_claimed_port_is_not_waited_out(data: bytes) -> None:
-    """Node W11: a claim is decided after ``portClaimWaitSeconds``, with every byte that was read."""
+async def test_a_silent_client_of_a_claimed_port_is_not_waited_out() -> None:
+    """Node W11: a claim is decided after ``portClaimWaitSeconds``."""
     async with listening(first_byte_s=NEVER_S, idle_extension_s=NEVER_S, claim_wait_s=SHORT_S) as setup:
+        claim(setup)
+        await setup.connect()
+        await setup.stream()
+        assert setup.dialer.requests[0].nameless is RejectReason.TIMEOUT
+
+
+@pytest.mark.parametrize("data", [b"\x16\x03", b"QUI"], ids=["like TLS", "like HTTP"])
+async def test_a_client_of_a_claimed_port_that_began_to_speak_has_the_time_of_any_port(data: bytes) -> None:
+    """When that is over, the claim gets every byte that was read."""
+    async with listening(claim_wait_s=NEVER_S, idle_extension_s=SHORT_S) as setup:
         claim(setup)
         await setup.connect(data)
         await setup.stream()
