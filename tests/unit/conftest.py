@@ -1,13 +1,18 @@
-"""What all unit tests share: the event loops to run on, and a logging tree that each test leaves as it found it."""
+"""What unit tests share: event loops to run on, a logging tree that each leaves as it found it, a CA, a web client."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import uvloop
+
+from nexus.web import WebClient
+from tests.support.processes import Pki
+from tests.support.web_server import web_context
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -31,3 +36,17 @@ def _logging_is_restored() -> Iterator[None]:
         logger.setLevel(level)
         logger.propagate = propagate
         logger.handlers[:] = handlers
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """A CA for all tests of this module."""
+    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
+
+
+@pytest.fixture
+async def web(pki: Pki) -> AsyncIterator[WebClient]:
+    """A web client as a node's, which trusts the CA of ``pki`` alone."""
+    found = WebClient(web_context(pki))
+    yield found
+    await found.aclose()

@@ -30,12 +30,6 @@ REQUEST = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
 YEAR_S = 365 * 86_400
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
-
-
 @pytest.fixture
 def config(pki: Pki, tmp_path: Path) -> Config:
     """Make configurations."""

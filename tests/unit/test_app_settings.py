@@ -25,12 +25,6 @@ from tests.support.web_server import Asked, http, web_server
 ON_BOTH_LOOPS = True
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
-
-
 @pytest.fixture
 def config(pki: Pki, tmp_path: Path) -> Config:
     """Make configurations."""

@@ -22,16 +22,10 @@ from nexus.files import write_private
 from nexus.web import WebClient
 from tests.support.processes import SECRET, Pki
 from tests.support.signing import jwk, key_set, private_key, public_pem, signed
-from tests.support.web_server import WebServer, reply, reply_json, web_context, web_server
+from tests.support.web_server import WebServer, reply, reply_json, web_server
 
 NOW = 1000.0
 CLAIMS: Mapping[str, object] = {"iss": "authorizer", "aud": "nexus", "sub": "shop", "jti": "1", "iat": 900, "exp": 1100}
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
 
 
 @pytest.fixture
@@ -39,14 +33,6 @@ async def server(pki: Pki) -> AsyncIterator[WebServer]:
     """A server that says nothing useful yet."""
     async with web_server(pki, reply(404, b"")) as running:
         yield running
-
-
-@pytest.fixture
-async def web(pki: Pki) -> AsyncIterator[WebClient]:
-    """The node's web client."""
-    found = WebClient(web_context(pki))
-    yield found
-    await found.aclose()
 
 
 def _local() -> str:

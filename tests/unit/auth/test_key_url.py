@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -22,17 +21,11 @@ from nexus.web import WebClient
 from tests.support.hub import eventually
 from tests.support.processes import Pki
 from tests.support.signing import jwk, key_set, private_key
-from tests.support.web_server import Answer, Asked, WebServer, http, reply, silence, web_context, web_server
+from tests.support.web_server import Answer, Asked, WebServer, http, reply, silence, web_server
 
 WAIT_S = 10.0
 OLD = key_set(jwk(private_key("ES256"), kid="old")).encode()
 NEW = key_set(jwk(private_key("ES256"), kid="old"), jwk(private_key("ES256", 2), kid="new")).encode()
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
 
 
 @pytest.fixture
@@ -40,14 +33,6 @@ async def server(pki: Pki) -> AsyncIterator[WebServer]:
     """An issuer with one key."""
     async with web_server(pki, reply(200, OLD)) as running:
         yield running
-
-
-@pytest.fixture
-async def web(pki: Pki) -> AsyncIterator[WebClient]:
-    """The node's web client."""
-    found = WebClient(web_context(pki))
-    yield found
-    await found.aclose()
 
 
 @pytest.fixture

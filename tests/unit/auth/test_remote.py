@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -33,25 +32,11 @@ TOKEN = "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"
 GOOD = {"valid": True, "claims": {"sub": "shop"}}
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
-
-
 @pytest.fixture
 async def server(pki: Pki) -> AsyncIterator[WebServer]:
     """A verifier that accepts every token."""
     async with web_server(pki, reply_json(GOOD)) as running:
         yield running
-
-
-@pytest.fixture
-async def web(pki: Pki) -> AsyncIterator[WebClient]:
-    """The node's web client."""
-    found = WebClient(web_context(pki))
-    yield found
-    await found.aclose()
 
 
 async def test_an_accepted_token_gives_its_claims(server: WebServer, web: WebClient) -> None:

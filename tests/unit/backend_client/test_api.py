@@ -29,12 +29,6 @@ NAMES = ["App.Example.com.", "*.Wild.example.com"]
 ID = b"\x07" * 16
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
-
-
 @pytest.fixture
 async def hub(pki: Pki) -> AsyncIterator[Hub]:
     """A real hub."""

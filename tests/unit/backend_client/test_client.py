@@ -8,7 +8,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -497,12 +496,6 @@ async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPa
             session = await hub.session()
             assert session.tokens[0] == "handshake-token"
     assert requests[0].startswith(b"CONNECT hub.invalid:8443 HTTP/1.1\r\n")
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
 
 
 # -- Outbound connections -------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from http import HTTPStatus
-from pathlib import Path
 
 import pytest
 
@@ -235,9 +234,3 @@ async def test_a_hub_of_ours_offers_its_features(pki: Pki) -> None:
         url, context = f"wss://localhost:{hub.port}/connect", hub_client_context(pki.ca_file)
         async with running(url, tokens=Real(), context=context):
             await eventually(lambda: hub.session().session.features == set(FEATURES), "the hub knows")
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))

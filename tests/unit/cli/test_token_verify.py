@@ -22,12 +22,6 @@ SECRET = "a-secret-of-the-test-with-32-bytes"
 SPEC = TokenSpec("web", hostnames=("app.example.com",))
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
-
-
 @pytest.fixture
 def secret_file(tmp_path: Path) -> str:
     """A file with the secret."""

@@ -7,7 +7,6 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -312,12 +311,6 @@ def test_a_fin_that_cannot_be_told_leaves_time_for_the_answer() -> None:
 
 
 # -- Over TLS --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
 
 
 @pytest.fixture

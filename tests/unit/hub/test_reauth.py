@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -31,12 +30,6 @@ from tests.support.sessions import FakeEndpoint, FakeLink
 ON_BOTH_LOOPS = True
 TERMS: Mapping[str, Any] = {"reauth_interval_s": 1, "reauth_grace_s": 30}
 LONG: Mapping[str, Any] = {"reauth_interval_s": 10**6}
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
 
 
 @pytest.fixture

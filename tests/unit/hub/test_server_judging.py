@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from websockets.frames import Frame, Opcode
@@ -27,12 +26,6 @@ from tests.support.processes import SECRET, Pki
 
 ON_BOTH_LOOPS = True
 OTHER = "other.example.com"
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
 
 
 @pytest.fixture

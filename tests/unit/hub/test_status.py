@@ -6,7 +6,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -19,12 +18,6 @@ from tests.support.wire import trusting
 
 ON_BOTH_LOOPS = True
 LOOPBACK = ("127.0.0.0/8", "::1/128")
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """A CA for all tests of this module."""
-    return Pki.create(Path(tmp_path_factory.mktemp("pki")))
 
 
 class Authorizer:
