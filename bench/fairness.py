@@ -28,7 +28,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a clone, installed or not
 
 from nexus.eventloop import new_event_loop
-from tests.support.loopback import Reader, Writer, connection, eventually, head, serve
+from tests.support.hub import eventually
+from tests.support.loopback import Reader, Writer, connection, head, serve
 from tests.support.processes import NEXUS, SECRET, Node, Pki, Process, scratch_directory
 
 WARM_UP_S = 2.0

@@ -14,15 +14,14 @@ from typing import cast
 import pytest
 
 from nexus.link.endpoint import reset, reset_undelivered, undelivered_bytes
+from tests.support.hub import WAIT_S, eventually
 from tests.support.loopback import (
-    WAIT_S,
     LocalNode,
     Reader,
     Writer,
     connection,
     digest,
     drain_eof,
-    eventually,
     exchange,
     head,
     local_client,

@@ -17,14 +17,13 @@ from nexus.tls.contexts import hub_client_context
 from tests.support import socks
 from tests.support.go_client import GoClient, go_client
 from tests.support.go_hub import GoHub, go_hub
+from tests.support.hub import WAIT_S, eventually
 from tests.support.loopback import (
-    WAIT_S,
     LocalNode,
     Reader,
     Writer,
     digest,
     drain_eof,
-    eventually,
     exchange,
     head,
     local_client,

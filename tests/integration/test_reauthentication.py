@@ -15,6 +15,7 @@ from nexus.hub import reauth
 from nexus.tls.contexts import hub_client_context
 from tests.support.go_client import GoClient, go_client
 from tests.support.go_hub import GoHub, go_hub
+from tests.support.hub import eventually
 from tests.support.loopback import (
     HOST,
     LocalNode,
@@ -22,7 +23,6 @@ from tests.support.loopback import (
     Writer,
     connection,
     digest,
-    eventually,
     exchange,
     head,
     local_client,

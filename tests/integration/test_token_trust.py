@@ -15,8 +15,7 @@ from nexus.files import write_private, write_public
 from nexus.protocol.constants import CLIENT_DEAD_AFTER_S
 from nexus.tls.contexts import hub_client_context
 from tests.support.framing import TEXT, frame
-from tests.support.hub import token
-from tests.support.loopback import eventually
+from tests.support.hub import eventually, token
 from tests.support.processes import SECRET, Client, Node, Pki, client_process, wait_for
 from tests.support.signing import jwk, key_set, private_key, private_pem
 from tests.support.web_server import Asked, http, reply, web_server

@@ -22,14 +22,13 @@ from nexus.hub.server import HubLimits
 from nexus.listeners.answers import UNRECOGNIZED_NAME_ALERT
 from nexus.tls.contexts import hub_client_context
 from tests.support.client_hello import client_hello, in_records, sni
+from tests.support.hub import WAIT_S, eventually
 from tests.support.loopback import (
     HOST,
-    WAIT_S,
     LocalNode,
     connection,
     digest,
     drain_eof,
-    eventually,
     exchange,
     head,
     local_client,

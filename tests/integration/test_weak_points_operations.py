@@ -8,13 +8,12 @@ import ssl
 from pathlib import Path
 
 from nexus.admin.probe import ProbeAnswer, probe
+from tests.support.hub import WAIT_S, eventually
 from tests.support.loopback import (
     HOST,
-    WAIT_S,
     connection,
     digest,
     drain_eof,
-    eventually,
     exchange,
     head,
     local_client,

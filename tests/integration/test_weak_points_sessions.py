@@ -26,15 +26,14 @@ from nexus.protocol.constants import CLOSE_REASON_MAX_BYTES
 from nexus.tls.contexts import hub_client_context
 from tests.support import wire
 from tests.support.go_hub import GoHub, go_hub
+from tests.support.hub import WAIT_S, eventually
 from tests.support.loopback import (
     HOST,
-    WAIT_S,
     Reader,
     Writer,
     connection,
     digest,
     drain_eof,
-    eventually,
     exchange,
     head,
     local_client,

@@ -14,16 +14,15 @@ from backend_client.client import BackendClient
 from nexus.link.stream import Stream
 from nexus.protocol.constants import CREDITS_INITIAL, PAYLOAD_MAX_BYTES
 from nexus.protocol.messages import simple_message
+from tests.support.hub import WAIT_S, eventually
 from tests.support.loopback import (
     HOST,
-    WAIT_S,
     LocalNode,
     Reader,
     Writer,
     connection,
     digest,
     drain_eof,
-    eventually,
     exchange,
     head,
     local_client,

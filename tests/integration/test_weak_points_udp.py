@@ -16,8 +16,8 @@ from nexus.protocol.messages import id_text
 from nexus.tls.contexts import hub_client_context
 from tests.support.clients import forwarder, running
 from tests.support.fake_hub import HubSession, fake_hub
-from tests.support.hub import Backend
-from tests.support.loopback import WAIT_S, LocalNode, eventually, local_client, local_node
+from tests.support.hub import WAIT_S, Backend, eventually
+from tests.support.loopback import LocalNode, local_client, local_node
 from tests.support.processes import Pki, free_ports
 
 GRANT = 64  # of an original client, once for the life of a flow

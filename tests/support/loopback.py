@@ -28,10 +28,10 @@ from nexus.config.load import load_node_config
 from nexus.document.addresses import parse_host_port
 from nexus.protocol.constants import CREDITS_INITIAL
 from nexus.tls.contexts import hub_client_context
+from tests.support.hub import WAIT_S
 from tests.support.processes import SECRET, Pki
 
 HOST = "app.example.com"
-WAIT_S = 20.0
 _CHUNK_BYTES = 65_536
 _SLOW_SOCKET_BYTES = 65_536  # so that a slow reader is felt at once, not after megabytes in the kernel
 _PAUSE_S = 0.003  # a paced reader takes _CHUNK_BYTES, then rests: about 20 MB/s at most
@@ -50,16 +50,6 @@ def pattern(size: int) -> bytes:
 def digest(data: bytes) -> str:
     """Return what ``sink`` answers to ``data``."""
     return f"{len(data)}:{hashlib.sha256(data).hexdigest()}"
-
-
-async def eventually(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
-    """Poll until ``condition()`` is true; fail with ``what`` after ``timeout_s``."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    while not condition():
-        if loop.time() > deadline:
-            raise AssertionError(f"{what}: not within {timeout_s:g} s")
-        await asyncio.sleep(0.01)
 
 
 # -- Public clients ---------------------------------------------------------------------------------------------------
