@@ -58,6 +58,7 @@ _REPLIES: Final = {
     OutboundRefusal.STOPPING: Reply.FAILURE,
     OutboundRefusal.PRIVATE: Reply.NOT_ALLOWED,
     OutboundRefusal.NAME: Reply.HOST_UNREACHABLE,
+    OutboundRefusal.LOOKUPS: Reply.FAILURE,
     OutboundRefusal.REFUSED: Reply.REFUSED,
     OutboundRefusal.UNREACHABLE: Reply.HOST_UNREACHABLE,
     OutboundRefusal.TIMEOUT: Reply.TTL_EXPIRED,

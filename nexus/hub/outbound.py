@@ -13,7 +13,7 @@ from functools import partial
 
 from nexus.addresses import is_refused
 from nexus.auth.grants import Grant
-from nexus.dial import connect, resolve
+from nexus.dial import connect
 from nexus.hub.registry import Registry
 from nexus.hub.targets import OutboundPolicy, Target, check_request, failure_of
 from nexus.link.session import Session
@@ -22,6 +22,7 @@ from nexus.link.stream import Stream
 from nexus.protocol.messages import Control, serialize_control
 from nexus.protocol.reasons import OutboundRefusal, Reason
 from nexus.protocol.window import SendWindow
+from nexus.resolver import TooManyLookupsError
 from nexus.sockets import keep_alive
 
 _log = logging.getLogger("nexus.hub")
@@ -109,11 +110,15 @@ class Outbound:
     async def _dial(self, target: Target) -> socket.socket | OutboundRefusal:
         try:
             async with asyncio.timeout(self.policy.dial_timeout_s):
-                found = await resolve(target.host, target.port)
+                # By the subject: a backend has no more lookups for having more sessions.
+                owner = self._grant.subject or self
+                found = await self._registry.resolver.resolve(owner, target.host, target.port)
                 allowed = self.policy.private_networks
                 # The very addresses that were judged, not the name again: its next answer may be another one.
                 addresses = [info for info in found if not is_refused(str(info[4][0]), allowed)]
                 return await connect(addresses) if addresses else OutboundRefusal.PRIVATE
+        except TooManyLookupsError:
+            return OutboundRefusal.LOOKUPS
         except (socket.gaierror, UnicodeError):  # a name that IDNA refuses is a UnicodeError
             return OutboundRefusal.NAME
         except OSError as error:

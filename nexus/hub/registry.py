@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nexus.auth.grants import FLOW_IDLE_DEFAULT_S
+from nexus.resolver import Resolver
 from nexus.routing.decide import Reject, RejectReason, decide
 from nexus.routing.table import RouteTable
 
@@ -45,6 +46,7 @@ class Registry:
         The default idle time holds for a UDP port that nobody claims any more.
         """
         self.bandwidth = bandwidth
+        self.resolver = Resolver()  # of the names that backends have dialled
         self._flow_idle_default_s = flow_idle_default_s
         self.table: RouteTable[BackendSession] = RouteTable()
         self.sessions: set[BackendSession] = set()

@@ -45,6 +45,7 @@ class OutboundRefusal(StrEnum):
     STOPPING = "the hub is stopping"
     PRIVATE = "the target's address is not public"
     NAME = "the target's name was not found"
+    LOOKUPS = "the hub has too many names to look up"
     REFUSED = "the target refused the connection"
     UNREACHABLE = "the target is unreachable"
     TIMEOUT = "the target did not answer in time"

@@ -3,130 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
-from nexus.addresses import parse_network
-from nexus.auth.grants import Grant
 from nexus.hub import outbound as module
-from nexus.hub.backend import BackendSession
-from nexus.hub.registry import Registry
-from nexus.hub.targets import OutboundPolicy
-from nexus.link.connection import Link
 from nexus.link.endpoint import SocketEndpoint
 from nexus.link.stream import Stream
-from nexus.protocol.constants import CREDITS_INITIAL, FEATURE_HALF_CLOSE
+from nexus.protocol.constants import CREDITS_INITIAL
 from nexus.protocol.messages import Control, serialize_control
 from nexus.protocol.reasons import OutboundRefusal, Reason
 from nexus.protocol.window import SendWindow
+from nexus.resolver import Found
 from nexus.transport import OpenRequest
-from tests.support.hub import HOST, WAIT_S, eventually
-from tests.support.sessions import LOST, FakeEndpoint, FakeLink
+from tests.support.hub import HOST, eventually
+from tests.support.outbound import POLICY, receive, setup, stream_id
+from tests.support.sessions import LOST, FakeEndpoint
 
 ON_BOTH_LOOPS = True
-LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1"))
-POLICY = OutboundPolicy(allowed=True, private_networks=LOOPBACK)
-PUBLIC = "93.184.215.14"
-
-
-def stream_id(number: int) -> bytes:
-    """Return an id that a backend chose."""
-    return bytes([number]) * 16
-
-
-@dataclass
-class Setup:
-    """A backend session on a fake link, and a server to dial."""
-
-    backend: BackendSession
-    link: FakeLink
-    registry: Registry
-    server: socket.socket
-    peers: list[socket.socket] = field(default_factory=list)
-
-    @property
-    def port(self) -> int:
-        """The server's port."""
-        return int(self.server.getsockname()[1])
-
-    @property
-    def held(self) -> int:
-        """How many slots are taken."""
-        return self.backend.outbound.held
-
-    def receive(self, event: str, number: int, **fields: object) -> None:
-        """Let a control message arrive."""
-        message = serialize_control(Control(event, stream_id(number), **fields))  # type: ignore[arg-type]
-        self.backend.session.message_received(message)
-
-    def ask(self, number: int, target: str = "") -> None:
-        """Let a request arrive."""
-        self.receive("outbound_connect", number, target_addr=target or f"127.0.0.1:{self.port}")
-
-    def answers(self) -> list[Control]:
-        """The answers so far."""
-        return self.link.controls("outbound_result")
-
-    async def answer(self, count: int = 1) -> Control:
-        """Wait for so many answers and return the last one."""
-        await eventually(lambda: len(self.answers()) >= count, f"{count} answers")
-        return self.answers()[-1]
-
-    async def accept(self) -> socket.socket:
-        """Return the server's end of the next connection."""
-        async with asyncio.timeout(WAIT_S):
-            peer, _ = await asyncio.get_running_loop().sock_accept(self.server)
-        peer.setblocking(False)
-        self.peers.append(peer)
-        return peer
-
-    async def opened(self, number: int = 1) -> tuple[Stream, socket.socket]:
-        """Open a connection and return its stream and the server's end."""
-        self.ask(number)
-        peer = await self.accept()
-        await eventually(lambda: stream_id(number) in self.backend.session.streams, "the stream")
-        return self.backend.session.streams[stream_id(number)], peer
-
-    def nobody_came(self) -> bool:
-        """Tell whether no connection reached the server."""
-        try:
-            self.server.accept()[0].close()
-        except BlockingIOError:
-            return True
-        return False
-
-
-@contextlib.asynccontextmanager
-async def setup(policy: OutboundPolicy = POLICY, *, half_close: bool = True) -> AsyncIterator[Setup]:
-    """Run a session that may dial; at the end no task and no socket is left."""
-    link, registry = FakeLink(), Registry()
-    grant = Grant(hostnames=(HOST,), outbound_allowed=True)
-    server = socket.create_server(("127.0.0.1", 0))
-    server.setblocking(False)
-    async with asyncio.TaskGroup() as tasks:
-        backend = BackendSession(cast(Link, link), grant, registry, "192.0.2.1:5", tasks, outbound=policy)
-        backend.session.features = frozenset({FEATURE_HALF_CLOSE} if half_close else ())
-        it = Setup(backend, link, registry, server)
-        try:
-            yield it
-        finally:
-            link.closing = True
-            backend.session.link_lost(LOST)
-            for peer in it.peers:
-                peer.close()
-            server.close()
-            await eventually(lambda: not it.held, "every slot is free")
-
-
-async def receive(sock: socket.socket, size: int = 1 << 16) -> bytes:
-    """Return what comes next."""
-    async with asyncio.timeout(WAIT_S):
-        return await asyncio.get_running_loop().sock_recv(sock, size)
 
 
 class Hanging:
@@ -220,107 +116,6 @@ async def test_a_target_that_breaks_breaks_the_stream() -> None:
         assert it.link.controls("disconnect") == [Control("disconnect", stream.id, reason=Reason.RESET)]
 
 
-# -- Addresses -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "127.0.0.1",
-        "[::1]",
-        "localhost",
-        "localhost.",
-        "2130706433",
-        "0x7f000001",
-        "0177.0.0.1",
-        "127.1",
-        "0",
-        "0.0.0.0",
-        "[::]",
-        "[::ffff:127.0.0.1]",
-        "[::ffff:7f00:1]",
-        "[::127.0.0.1]",
-        "[64:ff9b::7f00:1]",
-        "169.254.169.254",
-        "[fe80::1%lo]",
-    ],
-)
-async def test_private_targets_are_refused_in_every_spelling(host: str) -> None:
-    """W27: the original dials its own loopback for a backend since v0.3.13."""
-    async with setup(replace(POLICY, private_networks=())) as it:
-        it.ask(1, f"{host}:{it.port}")
-        answer = await it.answer()
-        assert not answer.success
-        # A resolver may not know a spelling at all, which is as good.
-        assert answer.reason in {OutboundRefusal.PRIVATE, OutboundRefusal.NAME}
-        assert it.nobody_came()
-        await eventually(lambda: not it.held, "the slot is free")
-
-
-Answer = list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]
-
-
-@dataclass
-class Zone:
-    """A resolver whose answers change, and what was dialled."""
-
-    answers: list[tuple[str, ...]]
-    asked: list[str] = field(default_factory=list)
-    dialled: list[str] = field(default_factory=list)
-
-    async def getaddrinfo(self, host: str, port: int, **_hints: object) -> Answer:
-        if host.endswith(".example"):
-            self.asked.append(host)
-            found = self.answers.pop(0)
-        else:  # uvloop asks for addresses, too
-            found = (host,)
-        return [
-            (socket.AF_INET6 if ":" in one else socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in found
-        ]
-
-    async def sock_connect(self, _sock: socket.socket, address: tuple[str, int]) -> None:
-        self.dialled.append(address[0])
-        raise ConnectionRefusedError(111, "no route to this test")
-
-
-@pytest.fixture
-async def zone(monkeypatch: pytest.MonkeyPatch) -> Zone:
-    """The resolver and the network of a test."""
-    it = Zone([])
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(loop, "getaddrinfo", it.getaddrinfo)
-    monkeypatch.setattr(loop, "sock_connect", it.sock_connect)
-    return it
-
-
-@pytest.mark.parametrize("answer", ["127.0.0.1", "::1", "::ffff:10.0.0.1", "169.254.169.254", "fd00::1"])
-async def test_a_name_of_a_private_address_is_refused(zone: Zone, answer: str) -> None:
-    """W27: whoever owns a zone can point a name anywhere."""
-    zone.answers = [(answer,)]
-    async with setup(replace(POLICY, private_networks=())) as it:
-        it.ask(1, "innocent.example:80")
-        assert (await it.answer()).reason == OutboundRefusal.PRIVATE
-    assert not zone.dialled
-
-
-async def test_a_name_is_resolved_once_and_what_was_judged_is_dialled(zone: Zone) -> None:
-    """W27: an answer that changes between the check and the dial (DNS rebinding) changes nothing."""
-    zone.answers = [(PUBLIC,), ("127.0.0.1",)]
-    async with setup(replace(POLICY, private_networks=())) as it:
-        it.ask(1, "rebind.example:80")
-        assert (await it.answer()).reason == OutboundRefusal.REFUSED
-    assert (zone.asked, zone.dialled) == (["rebind.example"], [PUBLIC])
-
-
-async def test_of_several_addresses_only_the_public_ones_are_dialled(zone: Zone) -> None:
-    """A private one among them is neither dialled nor a reason to refuse the others."""
-    zone.answers = [("127.0.0.1", PUBLIC, "::1", "2606:4700::1111", "10.0.0.1")]
-    async with setup(replace(POLICY, private_networks=())) as it:
-        it.ask(1, "mixed.example:80")
-        await it.answer()
-    assert sorted(zone.dialled) == sorted(["2606:4700::1111", PUBLIC])
-
-
 # -- Failures --------------------------------------------------------------------------------------------------------
 
 
@@ -340,14 +135,13 @@ def unused_port() -> int:
         return int(sock.getsockname()[1])
 
 
-async def test_a_name_that_nobody_knows_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_nobody_knows_is_told_as_that() -> None:
     """What the resolver says beyond that stays here."""
 
-    async def unknown(*_args: object) -> object:
+    def unknown(*_args: object) -> Found:
         raise socket.gaierror(socket.EAI_NONAME, "ns1.internal says no")
 
-    monkeypatch.setattr(module, "resolve", unknown)
-    async with setup() as it:
+    async with setup(lookup=unknown) as it:
         it.ask(1, "nobody.example:80")
         assert (await it.answer()).reason == OutboundRefusal.NAME
 
@@ -368,13 +162,13 @@ async def test_a_dial_has_a_time_limit(hanging: Hanging) -> None:
         await eventually(lambda: not it.held, "the slot is free")
 
 
-@pytest.mark.parametrize("step", ["resolve", "connect"])
+@pytest.mark.parametrize("step", ["is_refused", "connect"])
 async def test_a_bug_costs_one_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
     """Nothing escapes into the hub's other tasks."""
 
-    async def fail(*_args: object) -> object:
+    def fail(*_args: object) -> object:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(module, step, fail)
