@@ -157,6 +157,7 @@ class LocalFlow:
         except OSError as error:  # larger than the path takes, or no route
             self._stats.dropped["service_unreachable"] += 1
             _log.debug("a datagram of %d bytes for %s: %s", len(datagram), self._target, error)
+            self._read_anew()
 
     def _readable(self) -> None:
         """Send on what the service says: zero bytes are a datagram, too."""
@@ -198,6 +199,12 @@ class LocalFlow:
             self._loop.add_reader(self._sock.fileno(), self._readable)
         else:
             self._loop.remove_reader(self._sock.fileno())
+
+    def _read_anew(self) -> None:
+        """Register with the event loop again: uvloop drops a socket whose error epoll saw before ``send`` took it."""
+        if self._reading and self._sock is not None:
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def _release(self) -> None:
         self._pending.clear()

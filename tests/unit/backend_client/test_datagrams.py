@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
@@ -230,6 +231,39 @@ async def test_what_the_service_cannot_take_is_counted(it: Setup, error: OSError
     it.arrive(b"lost")
     assert it.stats.dropped == {reason: 1}
     assert it.side.session.flows == {ID: it.flow}
+
+
+def say_filtered(flow: tuple[str, int], service: tuple[str, int]) -> None:
+    """Be a firewall between a flow and its service: "administratively prohibited" (RFC 1812 section 5.2.7.1)."""
+    (here, port), (there, service_port) = flow, service
+    datagram = struct.pack("!HHHH", port, service_port, 8, 0)
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 28, 0, 0, 64, 17, 0) + socket.inet_aton(here) + socket.inet_aton(there)
+    words = struct.unpack("!14H", header + datagram)
+    total = 0x030D + sum(words)
+    checksum = 0xFFFF - (total % 0xFFFF)
+    message = struct.pack("!BBHI", 3, 13, checksum, 0) + header + datagram
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+            sock.sendto(message, (here, 0))
+    except PermissionError:
+        pytest.skip("no right to send ICMP")
+
+
+async def test_a_flow_hears_its_service_after_an_error_on_the_way(it: Setup) -> None:
+    """uvloop gives a socket up that had an error in epoll, also where a send has taken the error meanwhile."""
+    peer = await it.peer()
+    hub, ours = socket.socketpair()
+    with hub, ours:
+        it.flow._loop.add_reader(ours.fileno(), lambda: it.arrive(ours.recv(9)))
+        hub.send(b"passes")
+        assert (await it.heard())[0] == b"passes"
+        hub.send(b"is lost")  # in one turn of the loop: the hub's message, then the error
+        say_filtered(peer, it.service.getsockname())
+        await eventually(lambda: it.stats.dropped, "the error is met")
+        assert it.stats.dropped == {"service_unreachable": 1}
+        it.flow._loop.remove_reader(ours.fileno())
+    it.service.sendto(b"still there", peer)
+    await eventually(lambda: it.sent == [b"still there"], "it is sent on")
 
 
 async def test_a_socket_that_breaks_ends_its_flow(it: Setup) -> None:
