@@ -89,15 +89,12 @@ class LocalFlow:
         """
         if self.id not in self._session.flows:
             return
-        sock = socket.socket(address.family, socket.SOCK_DGRAM)
-        try:
-            sock.setblocking(False)
-            sock.connect(address.address)
-        except BaseException:
-            sock.close()
-            raise
-        self._sock = sock
         self._address = address
+        try:
+            self._sock = _connected(address)
+        except OSError as error:
+            self._lookups.failed(self._target, address, error)
+            raise
         self._read_if_allowed()
         while self._pending and self._sock is not None:
             self._write(self._sock, self._pending.popleft())
@@ -151,11 +148,13 @@ class LocalFlow:
             sock.send(datagram)
         except BlockingIOError:
             self._stats.dropped["service_slow"] += 1
-        except ConnectionRefusedError:  # of an earlier datagram: nothing listens there
+        except ConnectionRefusedError as error:  # of an earlier datagram: nothing listens there
             self._stats.dropped["service_refused"] += 1
-            self._refused()
+            self._failed(error)
+            self.close(Reason.LOCAL_ERROR)
         except OSError as error:  # larger than the path takes, or no route
             self._stats.dropped["service_unreachable"] += 1
+            self._failed(error)
             _log.debug("a datagram of %d bytes for %s: %s", len(datagram), self._target, error)
             self._read_anew()
 
@@ -169,11 +168,9 @@ class LocalFlow:
                 size, _, flags, _ = sock.recvmsg_into((view,))
             except BlockingIOError:
                 return
-            except ConnectionRefusedError:
-                self._refused()
-                return
             except OSError as error:
                 _log.debug("a flow to %s ended: %s", self._target, error)
+                self._failed(error)
                 self.close(Reason.LOCAL_ERROR)
                 return
             if flags & socket.MSG_TRUNC:
@@ -185,10 +182,9 @@ class LocalFlow:
                 self._stats.dropped["hub_slow"] += 1
         self._read_if_allowed()
 
-    def _refused(self) -> None:
+    def _failed(self, error: OSError) -> None:
         if self._address is not None:
-            self._lookups.refused(self._target, self._address)
-        self.close(Reason.LOCAL_ERROR)
+            self._lookups.failed(self._target, self._address, error)
 
     def _read_if_allowed(self) -> None:
         wanted = self._sock is not None and self._window.can_send()
@@ -215,3 +211,14 @@ class LocalFlow:
             self._reading = False
             with contextlib.suppress(OSError):
                 sock.close()
+
+
+def _connected(address: ServiceAddress) -> socket.socket:
+    sock = socket.socket(address.family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(address.address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

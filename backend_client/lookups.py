@@ -1,13 +1,15 @@
 """Addresses of services, looked up once for many UDP flows.
 
 Strategy: an answer holds for some seconds, and whoever asks meanwhile waits for the same lookup. UDP has no connection
-whose failure would lead on to the next address of a name, so a refusal is told here: it puts that address behind the
-others. A service that listens on one address of ``localhost`` only is thus found by the second flow at the latest.
+whose failure would lead on to the next address of a name, so a failure is told here: an address that refuses, or that
+nothing leads to, goes behind the others. A service that listens on one address of ``localhost`` only is thus found by
+the second flow at the latest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +20,21 @@ from backend_client.mapping import Target
 from nexus.link.flow import Address
 
 LOOKUP_TTL_S: Final = 10.0  # ours: a name is asked for again after so long, as its addresses may change
+
+# Nothing listens, no way there, a firewall of this machine (EPERM, EACCES), no IPv6 here.
+_LEADS_NOWHERE: Final = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.EHOSTDOWN,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EADDRNOTAVAIL,
+        errno.EAFNOSUPPORT,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +74,10 @@ class Lookups:
             self._waiting[target] = [then]
             tasks.create_task(self._look_up(target))
 
-    def refused(self, target: Target, address: ServiceAddress) -> None:
-        """Note that nothing listens at an address: the others of the name come before it."""
+    def failed(self, target: Target, address: ServiceAddress, error: OSError) -> None:
+        """Note how an address failed: where it leads nowhere, the others of the name come before it."""
         found = self._found.get(target)
-        if found is not None and found.addresses[0] == address:
+        if error.errno in _LEADS_NOWHERE and found is not None and found.addresses[0] == address:
             found.addresses.rotate(-1)
 
     async def _look_up(self, target: Target) -> None:

@@ -186,7 +186,7 @@ async def test_a_full_link_costs_datagrams_and_holds_up_nobody(it: Setup) -> Non
 async def test_a_service_that_refuses_ends_the_flow_and_its_address_goes_last(it: Setup, *, speaks_first: bool) -> None:
     """The hub is told; the next flow tries another address of the name."""
     refused: list[ServiceAddress] = []
-    it.lookups.refused = lambda target, address: refused.append(address)  # type: ignore[method-assign]
+    it.lookups.failed = lambda target, address, error: refused.append(address)  # type: ignore[method-assign]
     await it.peer()
     it.service.close()
     if not speaks_first:
@@ -215,6 +215,14 @@ class _BrokenSocket:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
+
+
+@pytest.fixture
+def failed(it: Setup) -> list[tuple[ServiceAddress, int | None]]:
+    """What the lookups are told of addresses that failed."""
+    told: list[tuple[ServiceAddress, int | None]] = []
+    it.lookups.failed = lambda target, address, error: told.append((address, error.errno))  # type: ignore[method-assign]
+    return told
 
 
 @pytest.mark.parametrize(
@@ -266,14 +274,27 @@ async def test_a_flow_hears_its_service_after_an_error_on_the_way(it: Setup) -> 
     await eventually(lambda: it.sent == [b"still there"], "it is sent on")
 
 
-async def test_a_socket_that_breaks_ends_its_flow(it: Setup) -> None:
-    """And nothing else."""
+async def test_a_socket_that_breaks_ends_its_flow(it: Setup, failed: list[tuple[ServiceAddress, int | None]]) -> None:
+    """And nothing else; the address is told as failed."""
     await it.peer()
     error = OSError(errno.ENETDOWN, "the network is down")
     it.flow._sock = cast(socket.socket, _BrokenSocket(cast(socket.socket, it.flow._sock), error))
     it.flow._readable()
     assert it.side.session.flows == {}
     assert [control.reason for control in it.side.link.controls("disconnect")] == ["local_error"]
+    assert failed == [(it.where, errno.ENETDOWN)]
+
+
+async def test_an_address_without_a_way_there_goes_last_and_its_flow_goes_on(
+    it: Setup, failed: list[tuple[ServiceAddress, int | None]]
+) -> None:
+    """The way may come back; new flows need not wait for that."""
+    await it.peer()
+    error = OSError(errno.ENETUNREACH, "no route")
+    it.flow._sock = cast(socket.socket, _BrokenSocket(cast(socket.socket, it.flow._sock), error))
+    it.arrive(b"lost")
+    assert it.side.session.flows == {ID: it.flow}
+    assert failed == [(it.where, errno.ENETUNREACH)]
 
 
 async def test_the_hubs_disconnect_closes_the_socket(it: Setup) -> None:
@@ -293,8 +314,12 @@ async def test_an_address_that_comes_after_the_end_opens_nothing(it: Setup) -> N
     assert len(it.side.link.controls("disconnect")) == 1
 
 
-async def test_an_address_that_cannot_be_connected_to_leaves_no_socket(it: Setup) -> None:
-    """The caller is told why."""
+async def test_an_address_that_cannot_be_connected_to_leaves_no_socket(
+    it: Setup, failed: list[tuple[ServiceAddress, int | None]]
+) -> None:
+    """The caller is told why, and the next flow has another address."""
+    broadcast = ServiceAddress(socket.AF_INET, ("255.255.255.255", 9))
     with pytest.raises(OSError, match=r".+"):
-        it.flow.connect(ServiceAddress(socket.AF_INET, ("255.255.255.255", 9)))
+        it.flow.connect(broadcast)
     assert it.flow._sock is None
+    assert failed == [(broadcast, errno.EACCES)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import Any
 
@@ -15,6 +16,7 @@ from backend_client.mapping import Target
 TARGET = Target("dns.test", 53)
 FIRST = ServiceAddress(socket.AF_INET6, ("::1", 53, 0, 0))
 SECOND = ServiceAddress(socket.AF_INET, ("127.0.0.1", 53))
+REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
 
 
 class Names:
@@ -68,14 +70,40 @@ async def test_an_address_is_looked_up_again_after_a_while(names: Names, monkeyp
 async def test_an_address_that_refuses_gives_way_to_the_others_of_its_name(names: Names) -> None:
     """Once round; a refusal of an address that is not in use any more changes nothing."""
     known = Lookups()
-    known.refused(TARGET, FIRST)
+    known.failed(TARGET, FIRST, REFUSED)
     await ask(known)
-    known.refused(TARGET, FIRST)
+    known.failed(TARGET, FIRST, REFUSED)
     assert await ask(known) == [SECOND]
-    known.refused(TARGET, FIRST)
+    known.failed(TARGET, FIRST, REFUSED)
     assert await ask(known) == [SECOND]
-    known.refused(TARGET, SECOND)
+    known.failed(TARGET, SECOND, REFUSED)
     assert await ask(known) == [FIRST]
+    assert len(names.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "next_one"),
+    [
+        (errno.ENETUNREACH, SECOND),
+        (errno.EHOSTUNREACH, SECOND),
+        (errno.EACCES, SECOND),
+        (errno.EPERM, SECOND),
+        (errno.EAFNOSUPPORT, SECOND),
+        (errno.EADDRNOTAVAIL, SECOND),
+        (errno.EMSGSIZE, FIRST),
+        (errno.EMFILE, FIRST),
+        (errno.ENOBUFS, FIRST),
+    ],
+    ids=lambda value: errno.errorcode.get(value, "") if isinstance(value, int) else "",
+)
+async def test_only_an_address_that_leads_nowhere_gives_way(
+    names: Names, number: int, next_one: ServiceAddress
+) -> None:
+    """Such as IPv6 where there is none; not for what is wrong with a datagram or with this machine."""
+    known = Lookups()
+    await ask(known)
+    known.failed(TARGET, FIRST, OSError(number, "it failed"))
+    assert await ask(known) == [next_one]
     assert len(names.asked) == 1
 
 
