@@ -31,15 +31,18 @@ _log = logging.getLogger("nexus.client")
 
 BATCH_DATAGRAMS: Final = 16  # ours: of one flow, before the other flows have a turn
 PENDING_MAX: Final = 64  # original: datagrams of one flow that wait for its socket
+PENDING_MAX_BYTES: Final = 4 * 1024 * 1024  # ours: of all flows of a client together
+DATAGRAM_COST_BYTES: Final = 64  # CPython's 33 of an object and 8 of a queue, rounded up
 
 
 @dataclass(slots=True)
 class DatagramStats:
-    """What the flows of a client counted; counters only ever rise."""
+    """What the flows of a client counted; counters only ever rise. ``pending_bytes`` is what waits for sockets now."""
 
     from_hub: int = 0
     to_hub: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    pending_bytes: int = 0
 
 
 class LocalFlow:
@@ -97,7 +100,7 @@ class LocalFlow:
             raise
         self._read_if_allowed()
         while self._pending and self._sock is not None:
-            self._write(self._sock, self._pending.popleft())
+            self._write(self._sock, self._take_pending())
 
     # -- From the session -------------------------------------------------------------------------------------------
 
@@ -110,10 +113,8 @@ class LocalFlow:
             self._held = 0
         if self._sock is not None:
             self._write(self._sock, datagram)
-        elif len(self._pending) < PENDING_MAX:
-            self._pending.append(bytes(datagram))
         else:
-            self._stats.dropped["service_not_ready"] += 1
+            self._keep(datagram)
 
     def receive_credits(self, count: int) -> None:
         """Read the service again."""
@@ -142,6 +143,19 @@ class LocalFlow:
         self._release()
 
     # -- Inside -----------------------------------------------------------------------------------------------------
+
+    def _keep(self, datagram: Buffer) -> None:
+        cost = len(datagram) + DATAGRAM_COST_BYTES
+        if len(self._pending) >= PENDING_MAX or self._stats.pending_bytes + cost > PENDING_MAX_BYTES:
+            self._stats.dropped["service_not_ready"] += 1
+        else:
+            self._pending.append(bytes(datagram))
+            self._stats.pending_bytes += cost
+
+    def _take_pending(self) -> bytes:
+        datagram = self._pending.popleft()
+        self._stats.pending_bytes -= len(datagram) + DATAGRAM_COST_BYTES
+        return datagram
 
     def _write(self, sock: socket.socket, datagram: Buffer) -> None:
         try:
@@ -203,7 +217,8 @@ class LocalFlow:
             self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def _release(self) -> None:
-        self._pending.clear()
+        while self._pending:
+            self._take_pending()
         sock, self._sock = self._sock, None
         if sock is not None:
             if self._reading:

@@ -18,6 +18,7 @@ from typing import Final
 
 from backend_client.mapping import Target
 from nexus.link.flow import Address
+from nexus.protocol.constants import DIAL_TIMEOUT_S
 
 LOOKUP_TTL_S: Final = 10.0  # ours: a name is asked for again after so long, as its addresses may change
 
@@ -84,11 +85,14 @@ class Lookups:
         loop = asyncio.get_running_loop()
         answer: ServiceAddress | Exception = OSError("the name has no address")
         try:
-            infos = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                infos = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
             addresses = deque(ServiceAddress(info[0], info[4]) for info in infos)  # type: ignore[arg-type]  # of IP only
             if addresses:
                 self._found[target] = _Found(addresses, loop.time() + LOOKUP_TTL_S)
                 answer = addresses[0]
+        except TimeoutError:
+            answer = TimeoutError(f"no address within {DIAL_TIMEOUT_S:g} s")
         except (OSError, UnicodeError) as error:
             answer = error
         finally:

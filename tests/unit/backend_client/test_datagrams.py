@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from backend_client import datagrams as module
-from backend_client.datagrams import PENDING_MAX, DatagramStats, LocalFlow
+from backend_client.datagrams import DATAGRAM_COST_BYTES, PENDING_MAX, DatagramStats, LocalFlow
 from backend_client.lookups import Lookups, ServiceAddress
 from backend_client.mapping import Target
 from nexus.link.flow import SessionFlow
@@ -108,6 +108,23 @@ async def test_what_comes_before_the_socket_is_kept_within_a_bound(it: Setup) ->
     it.flow.connect(it.where)
     assert [(await it.heard())[0] for _ in range(PENDING_MAX)] == [b"%d" % number for number in range(PENDING_MAX)]
     assert it.stats.dropped == {"service_not_ready": 2}
+
+
+async def test_what_waits_for_sockets_is_bounded_for_all_flows_together(
+    it: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bytes, empty datagrams too: a name server that is slow costs datagrams, not memory."""
+    monkeypatch.setattr(module, "PENDING_MAX_BYTES", 2 * (100 + DATAGRAM_COST_BYTES))
+    target = Target(*it.service.getsockname())
+    other = LocalFlow(it.side.session, b"\x0a" * 16, CREDITS_INITIAL, target, it.lookups, it.stats)
+    it.side.session.flows[other.id] = other
+    for flow, size in ((it.flow, 100), (other, 100), (it.flow, 0), (other, 1)):
+        flow.receive(bytes(size))
+    assert it.stats.dropped == {"service_not_ready": 2}
+    it.flow.connect(it.where)
+    other.close(Reason.SHUTDOWN)
+    assert (await it.heard())[0] == bytes(100)
+    assert it.stats.pending_bytes == 0
 
 
 async def test_every_datagram_of_the_hub_is_granted_again(it: Setup) -> None:

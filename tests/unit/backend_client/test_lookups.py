@@ -119,6 +119,27 @@ async def test_a_name_without_an_address_is_an_error_for_all_who_wait(names: Nam
     assert await ask(known) == [FIRST]
 
 
+async def test_a_lookup_has_a_time_limit(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits is told; the next flow asks again."""
+    never = asyncio.Event()
+
+    async def hang(*_args: object, **_options: object) -> object:
+        return await never.wait()
+
+    loop = asyncio.get_running_loop()
+    answering = loop.getaddrinfo
+    known = Lookups()
+    monkeypatch.setattr(lookups, "DIAL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(loop, "getaddrinfo", hang)
+    async with asyncio.timeout(10):
+        first, second = await ask(known, 2)
+    assert isinstance(first, TimeoutError)
+    assert str(first) == "no address within 0.01 s"
+    assert first is second
+    monkeypatch.setattr(loop, "getaddrinfo", answering)
+    assert await ask(known) == [FIRST]
+
+
 async def test_the_systems_resolver_is_asked_in_the_end() -> None:
     """An address needs no name service."""
     answers: list[ServiceAddress | Exception] = []
