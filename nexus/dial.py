@@ -7,6 +7,7 @@ so that a name is looked up once and what was judged is what is dialled.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -43,6 +44,13 @@ async def connect(addresses: Sequence[AddrInfoType]) -> socket.socket:
     Raises:
         OSError: none of them can be reached.
     """
-    sock = await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY_S, interleave=1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        sock = await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY_S, interleave=1)
+    except RuntimeError as error:  # of uvloop, which has a transport under the socket's number
+        raise OSError(errno.EBADF, str(error)) from error
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
     return sock

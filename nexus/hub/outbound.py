@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Sequence
 from functools import partial
 
-from nexus.addresses import is_refused
+from aiohappyeyeballs import AddrInfoType
+
 from nexus.auth.grants import Grant
 from nexus.dial import connect
 from nexus.hub.registry import Registry
-from nexus.hub.targets import OutboundPolicy, Target, check_request, failure_of
+from nexus.hub.targets import OutboundPolicy, Target, check_request, failure_of, pick_addresses
 from nexus.link.session import Session
 from nexus.link.splice import endpoint_for
 from nexus.link.stream import Stream
@@ -113,10 +115,9 @@ class Outbound:
                 # By the subject: a backend has no more lookups for having more sessions.
                 owner = self._grant.subject or self
                 found = await self._registry.resolver.resolve(owner, target.host, target.port)
-                allowed = self.policy.private_networks
                 # The very addresses that were judged, not the name again: its next answer may be another one.
-                addresses = [info for info in found if not is_refused(str(info[4][0]), allowed)]
-                return await connect(addresses) if addresses else OutboundRefusal.PRIVATE
+                addresses = pick_addresses(found, self.policy.private_networks)
+                return await _connect(addresses) if addresses else OutboundRefusal.PRIVATE
         except TooManyLookupsError:
             return OutboundRefusal.LOOKUPS
         except (socket.gaierror, UnicodeError):  # a name that IDNA refuses is a UnicodeError
@@ -131,7 +132,6 @@ class Outbound:
             sock.close()
             self._refuse(slot.stream_id, OutboundRefusal.ID)
             return
-        keep_alive(sock)  # a target that vanishes must not keep its slot
         # Known before it is announced, and announced before the socket is read.
         stream = session.streams[slot.stream_id] = Stream(session, slot.stream_id, SendWindow(paced=True))
         slot.dial = None  # from here on the socket has the slot, and a disconnect the stream
@@ -162,3 +162,13 @@ class Outbound:
     def _release(self, slot: _Slot) -> None:
         if self._slots.get(slot.stream_id) is slot:
             del self._slots[slot.stream_id]
+
+
+async def _connect(addresses: Sequence[AddrInfoType]) -> socket.socket:
+    sock = await connect(addresses)
+    try:
+        keep_alive(sock)  # a target that vanishes must not keep its slot
+    except BaseException:
+        sock.close()
+        raise
+    return sock

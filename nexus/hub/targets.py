@@ -1,7 +1,7 @@
 """May this session have the hub dial this target, and what to say where the dial came to nothing.
 
 Strategy: ``check_request`` is the list of spec backend-protocol 12 in its order, so that the first mistake is the one
-answered; it looks at what is written only. What a name resolves to is judged where it is dialled.
+answered; it looks at what is written only. What a name resolves to is judged by ``pick_addresses``.
 A refusal is one of a few texts (``OutboundRefusal``): a backend learns nothing of the hub's network beyond refused,
 unreachable, no answer and no such name.
 """
@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Final
 
-from nexus.addresses import Network
+from aiohappyeyeballs import AddrInfoType
+
+from nexus.addresses import Network, is_refused
 from nexus.auth.grants import Grant
 from nexus.document.addresses import parse_host_port
 from nexus.limits import UNBOUNDED
 from nexus.protocol.constants import NIL_STREAM_ID, OUTBOUND_TARGET_MAX_BYTES
 from nexus.protocol.messages import Control
 from nexus.protocol.reasons import OutboundRefusal
+
+ADDRESSES_MAX: Final = 4
+"""Ours: the addresses of one name that are dialled; one or two of each family are usual, and the backend asks again."""
 
 _CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f]")
 _NO_WAY_THERE: Final = frozenset(
@@ -85,6 +92,16 @@ def parse_target(text: str) -> Target | None:
     except ValueError:
         return None
     return Target(host, port) if host and port else None
+
+
+def pick_addresses(found: Sequence[AddrInfoType], allowed: tuple[Network, ...]) -> list[AddrInfoType]:
+    """Return the addresses of a name that are dialled: the first public or ``allowed`` ones of each family."""
+    families: dict[int, list[AddrInfoType]] = {}
+    for info in found:
+        if not is_refused(str(info[4][0]), allowed):
+            families.setdefault(info[0], []).append(info)
+    turns = zip_longest(*families.values())
+    return [info for turn in turns for info in turn if info is not None][:ADDRESSES_MAX]
 
 
 def failure_of(error: OSError) -> OutboundRefusal:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 
 import pytest
 
+from nexus import dial as module
 from nexus.dial import open_socket, resolve
 
 ON_BOTH_LOOPS = True
@@ -72,6 +74,35 @@ async def test_a_name_without_a_reachable_address_is_an_oserror(monkeypatch: pyt
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolving_to("127.0.0.1", "127.0.0.2"))
     with pytest.raises(OSError, match=r"[Cc]onnect|[Mm]ultiple"):
         await open_socket("hub.example", port)
+
+
+async def test_a_socket_that_takes_no_option_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that is reset already, where the system says so."""
+    opened: list[socket.socket] = []
+
+    async def connect(*_args: object, **_options: object) -> socket.socket:
+        opened.append(socket.socket(socket.AF_UNIX))  # which knows no TCP_NODELAY
+        return opened[0]
+
+    monkeypatch.setattr(module, "start_connection", connect)
+    with pytest.raises(OSError, match=r".+"):
+        await open_socket("127.0.0.1", 443)
+    assert opened[0].fileno() == -1
+
+
+@pytest.mark.parametrize("addresses", [("127.0.0.1",), ("127.0.0.1", "127.0.0.2")])
+async def test_uvloops_runtimeerror_is_an_oserror(monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]) -> None:
+    """It says so where a descriptor is not free; callers know of one kind of failure."""
+
+    async def fail(*_args: object) -> None:
+        raise RuntimeError("File descriptor 7 is used by transport")
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "getaddrinfo", resolving_to(*addresses))
+    monkeypatch.setattr(loop, "sock_connect", fail)
+    with pytest.raises(OSError, match="used by transport") as caught:
+        await open_socket("hub.example", 443)
+    assert caught.value.errno == errno.EBADF
 
 
 async def test_a_name_without_an_address_is_an_oserror(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from dataclasses import replace
 from typing import cast
@@ -162,7 +163,7 @@ async def test_a_dial_has_a_time_limit(hanging: Hanging) -> None:
         await eventually(lambda: not it.held, "the slot is free")
 
 
-@pytest.mark.parametrize("step", ["is_refused", "connect"])
+@pytest.mark.parametrize("step", ["pick_addresses", "connect"])
 async def test_a_bug_costs_one_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
@@ -191,6 +192,37 @@ async def test_a_socket_that_cannot_be_used_ends_the_stream(monkeypatch: pytest.
         await eventually(lambda: it.link.controls("disconnect"), "the end of the stream")
         assert [control.success for control in it.answers()] == [True]
         await eventually(lambda: not it.held, "the slot is free")
+
+
+async def test_a_socket_that_cannot_be_kept_alive_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was announced yet, so a refusal is the answer."""
+    kept: list[socket.socket] = []
+
+    def fail(sock: socket.socket) -> None:
+        kept.append(sock)
+        raise OSError(errno.EINVAL, "the other side has reset it")
+
+    monkeypatch.setattr(module, "keep_alive", fail)
+    async with setup() as it:
+        it.ask(1)
+        assert (await it.answer()).reason == OutboundRefusal.FAILED
+        assert [sock.fileno() for sock in kept] == [-1]
+        await eventually(lambda: not it.held, "the slot is free")
+
+
+async def test_what_uvloop_says_in_its_own_way_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It raises RuntimeError where a descriptor is not free for it; no bug of ours, so no traceback."""
+
+    async def fail(*_args: object) -> None:
+        raise RuntimeError("File descriptor 7 is used by transport")
+
+    async with setup() as it:
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", fail)
+        it.ask(1)
+        assert (await it.answer()).reason == OutboundRefusal.FAILED
+    assert "Traceback" not in caplog.text
 
 
 # -- Slots -----------------------------------------------------------------------------------------------------------

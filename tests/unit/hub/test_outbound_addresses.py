@@ -111,6 +111,15 @@ async def test_of_several_addresses_only_the_public_ones_are_dialled(zone: Zone)
     assert sorted(zone.dialled) == sorted(["2606:4700::1111", PUBLIC])
 
 
+async def test_of_many_addresses_few_are_dialled(zone: Zone) -> None:
+    """Of both families, however many there are of one; else a name were a way to dial hundreds with one request."""
+    zone.answers = [(*(f"2606:4700::{number:x}" for number in range(100)), "10.0.0.1", PUBLIC)]
+    async with setup(replace(POLICY, private_networks=()), lookup=zone.look_up) as it:
+        it.ask(1, "many.example:80")
+        await it.answer()
+    assert sorted(zone.dialled) == sorted([PUBLIC, "2606:4700::0", "2606:4700::1", "2606:4700::2"])
+
+
 async def test_names_that_hang_hold_up_no_other_lookup_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lookup cannot be stopped: it goes on when nobody waits any more, and must not take everybody's thread."""
     answered, ask = threading.Event(), socket.getaddrinfo

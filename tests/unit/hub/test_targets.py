@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus.addresses import parse_network
 from nexus.auth.grants import Grant
-from nexus.hub.targets import NO_OUTBOUND, OutboundPolicy, Target, check_request, failure_of, parse_target
+from nexus.hub.targets import (
+    ADDRESSES_MAX,
+    NO_OUTBOUND,
+    OutboundPolicy,
+    Target,
+    check_request,
+    failure_of,
+    parse_target,
+    pick_addresses,
+)
 from nexus.limits import UNBOUNDED
 from nexus.protocol.constants import NIL_STREAM_ID, OUTBOUND_TARGET_MAX_BYTES
 from nexus.protocol.messages import Control
@@ -158,3 +168,25 @@ def test_any_text_is_a_target_or_none(text: str) -> None:
 def test_failures_are_told_in_a_few_words(error: OSError, refusal: OutboundRefusal) -> None:
     """No detail of the hub's network."""
     assert failure_of(error) is refusal
+
+
+@pytest.mark.parametrize(
+    ("found", "dialled"),
+    [
+        ([], []),
+        (["127.0.0.1", "::1", "192.168.7.7"], []),
+        (["1.1.1.1", "127.0.0.1", "2606::1", "10.1.0.1"], ["1.1.1.1", "2606::1", "10.1.0.1"]),
+        (["2606::1", "2606::2", "1.1.1.1"], ["2606::1", "1.1.1.1", "2606::2"]),
+        ([f"2606::{n}" for n in range(9)] + ["1.1.1.1"], ["2606::0", "1.1.1.1", "2606::1", "2606::2"]),
+        (["127.0.0.1"] * ADDRESSES_MAX + ["1.1.1.1"], ["1.1.1.1"]),
+    ],
+)
+def test_of_the_addresses_of_a_name_few_are_dialled(found: list[str], dialled: list[str]) -> None:
+    """Public or allowed ones, a family that leads nowhere not in the way of the other, and no private one counted."""
+    infos = [
+        (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80))
+        for address in found
+    ]
+    picked = pick_addresses(infos, (parse_network("10.1.0.0/16"),))
+    assert [info[4][0] for info in picked] == dialled
+    assert len(picked) <= ADDRESSES_MAX
