@@ -102,7 +102,7 @@ class Registry:
 
     def claims_port(self, port: int) -> bool:
         """Tell whether a backend has claimed this TCP port."""
-        return bool(self.table.port_members("tcp", port))
+        return self.table.claims_port("tcp", port)
 
     def open_flow(self, request: OpenRequest, owner: FlowOwner, client: Address) -> Flow | Reject:
         """Open a flow on the backend whose turn it is, or on the next one where that link is full or going down."""

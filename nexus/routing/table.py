@@ -78,6 +78,10 @@ class RouteTable(Generic[M]):
         pool = self._ports.get(f"{transport}:{port}")
         return pool.select(exclude) if pool is not None else None
 
+    def claims_port(self, transport: Transport, port: int) -> bool:
+        """Tell whether a member claims a port of this node."""
+        return f"{transport}:{port}" in self._ports
+
     def port_members(self, transport: Transport, port: int) -> tuple[M, ...]:
         """Return every member that claims a port, in no particular order and without taking a turn."""
         pool = self._ports.get(f"{transport}:{port}")

@@ -62,6 +62,8 @@ def test_a_port_claim_is_out_of_reach_of_names() -> None:
     assert table.lookup_port("tcp", 53) is None
     assert table.port_members("udp", 5353) == ("dns",)
     assert table.port_members("udp", 25) == ()
+    assert table.claims_port("udp", 5353)
+    assert not table.claims_port("tcp", 5353)
 
 
 def test_members_of_one_name_share_it_by_weight() -> None:
