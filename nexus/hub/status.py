@@ -6,8 +6,10 @@ same origin only, reads no body, keeps no cookie, and shows no certificate of it
 has no business with the node's identity. What is told of a failure never holds the URI.
 
 ``aiohttp`` skips its resolver for IP literals, so a filter there would miss them; ``socket_factory`` is called for each
-address that is about to be connected to, whatever named it. The library is loaded at the first question, in a thread:
-it takes half a second, which no node without status URIs should spend, and no stream should notice.
+address that is about to be connected to, whatever named it. Names are looked up apart from the node's own, few at once
+(``nexus.hub.status_names``), as one that hangs would keep a thread of everybody's. The library is loaded at the first
+question, in a thread: it takes half a second, which no node without status URIs should spend, and no stream should
+notice.
 
 Source: spec backend-protocol 4 (healthy is exactly 200), 25 (W27); RFC 9110 section 15.4.
 """
@@ -22,6 +24,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from nexus.addresses import Network, is_refused
+from nexus.resolver import Resolver
 from nexus.web import Sockets
 
 if TYPE_CHECKING:
@@ -49,21 +52,18 @@ class StatusClient:
         self._allowed = tuple(allowed_networks)
         self._session: aiohttp.ClientSession | None = None
         self._sockets = Sockets()
+        self._resolver = Resolver()
 
     async def ask(self, uri: str) -> str:
         """Return "" if the authorizer is up, else what is wrong, in words without the URI."""
-        await asyncio.to_thread(importlib.import_module, "aiohttp")
-        import aiohttp  # noqa: PLC0415 — see the module's docstring
-
-        if self._session is None:
-            self._session = self._open()
         try:
             async with asyncio.timeout(STATUS_TIMEOUT_S):
+                await asyncio.to_thread(importlib.import_module, "nexus.hub.status_names")
+                if self._session is None:
+                    self._session = self._open()
                 return await _ask(self._session, uri)
         except TimeoutError:
             return f"no answer within {STATUS_TIMEOUT_S:g} s"
-        except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a URI that aiohttp cannot read
-            return _words(error)
 
     async def aclose(self) -> None:
         """Close what is open; idempotent."""
@@ -75,11 +75,14 @@ class StatusClient:
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp  # noqa: PLC0415 — see the module's docstring
 
+        from nexus.hub.status_names import StatusNames  # noqa: PLC0415 — loads aiohttp
+
         connector = aiohttp.TCPConnector(
             ssl=True if self._context is None else self._context,
             limit=CONNECTIONS_MAX,
             force_close=True,
             use_dns_cache=False,
+            resolver=StatusNames(self._resolver, self._allowed),
             socket_factory=self._open_socket,
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False)
@@ -92,6 +95,17 @@ class StatusClient:
 
 
 async def _ask(session: aiohttp.ClientSession, uri: str) -> str:
+    import aiohttp  # noqa: PLC0415 — see the module's docstring
+
+    try:
+        return await _follow(session, uri)
+    except TimeoutError:
+        raise
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a URI that aiohttp cannot read
+        return _words(error)
+
+
+async def _follow(session: aiohttp.ClientSession, uri: str) -> str:
     from yarl import URL  # noqa: PLC0415 — comes with aiohttp, which reads its URIs by it
 
     url = URL(uri)

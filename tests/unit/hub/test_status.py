@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from nexus.addresses import parse_network
 from nexus.hub import status as module
 from nexus.hub.status import REDIRECTS_MAX, StatusClient
+from tests.support.hub import WAIT_S
 from tests.support.loopback import Reader, Writer, serve
 from tests.support.processes import Pki, free_ports
 from tests.support.wire import trusting
@@ -143,6 +148,40 @@ async def test_an_authorizer_that_does_not_answer_is_down(
     monkeypatch.setattr(module, "STATUS_TIMEOUT_S", 0.1)
     async with client(authorizer.trust) as status:
         assert await status.ask(f"{authorizer.url}/silent") == "no answer within 0.1 s"
+
+
+async def test_the_time_limit_covers_the_loading_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is loaded in a thread, and those may all be busy."""
+    loaded = threading.Event()
+    monkeypatch.setattr(importlib, "import_module", lambda _name: loaded.wait(2 * WAIT_S))
+    monkeypatch.setattr(module, "STATUS_TIMEOUT_S", 0.05)
+    async with client(None) as status:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                assert await status.ask("https://localhost:1/") == "no answer within 0.05 s"
+        finally:
+            loaded.set()
+
+
+async def test_names_that_hang_hold_up_no_other_lookup_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lookup goes on when nobody waits any more, and must not take everybody's thread."""
+    answered, ask = threading.Event(), socket.getaddrinfo
+
+    def hang(host: str, *args: Any, **options: Any) -> Any:
+        if host == "slow.example" and not options.get("flags", 0) & socket.AI_NUMERICHOST:
+            answered.wait(2 * WAIT_S)
+            return []
+        return ask(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    monkeypatch.setattr(module, "STATUS_TIMEOUT_S", 0.05)
+    async with client(None) as status:
+        try:
+            await asyncio.gather(*(status.ask("https://slow.example/") for _ in range(100)))
+            async with asyncio.timeout(WAIT_S):
+                assert await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+        finally:
+            answered.set()
 
 
 @pytest.mark.parametrize(
