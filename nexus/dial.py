@@ -1,7 +1,7 @@
 """Connecting by name: all addresses of it, a broken one not in the way of the others.
 
-``open_socket`` does both steps; whoever must judge the addresses in between calls ``resolve`` and ``connect`` itself,
-so that a name is looked up once and what was judged is what is dialled.
+``open_socket`` does both steps, for names that the operator chose. Whoever must judge the addresses in between looks
+the name up once (``nexus.resolver``) and calls ``connect`` with what was judged.
 """
 
 from __future__ import annotations
