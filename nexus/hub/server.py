@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
 
 from websockets.server import ServerProtocol
 
@@ -39,8 +37,6 @@ from nexus.protocol.handshake import HubHandshake, new_nonce
 from nexus.sockets import accept, format_address, source_key
 
 _log = logging.getLogger("nexus.hub")
-
-SIGN_OF_LIFE_S: Final = 3.0  # ours: three within the 10 s after which an original backend leaves
 
 VerifyToken = Callable[[str, float], Awaitable[Claims]]
 """Returns the claims of a token at a unix time, or raises AuthError; may ask somebody else and so take its time."""
@@ -180,12 +176,12 @@ class HubServer:
         stage = "stage0"
         try:
             grant = check_stage0(
-                await self._token(link, inbox, handshake, self._limits.stage0_timeout_s), self._policy, time.time()
+                await self._token(inbox, handshake, self._limits.stage0_timeout_s), self._policy, time.time()
             )
             challenge = handshake.accept()
             link.send_text(challenge or "")
             stage = "stage1"
-            claims = await self._token(link, inbox, handshake, self._limits.stage1_timeout_s)
+            claims = await self._token(inbox, handshake, self._limits.stage1_timeout_s)
             grant = check_stage1(claims, grant, handshake.challenge.nonce, self._policy)
             self._check_subject(grant)
             handshake.accept()
@@ -196,15 +192,14 @@ class HubServer:
             raise
         return grant
 
-    async def _token(self, link: Link, inbox: Inbox, handshake: HubHandshake, timeout_s: float) -> Claims:
+    async def _token(self, inbox: Inbox, handshake: HubHandshake, timeout_s: float) -> Claims:
         try:
             async with asyncio.timeout(timeout_s):
                 text = await inbox.next_text()
         except TimeoutError:
             raise TimeoutError(f"no token within {timeout_s:g} s") from None
         token = handshake.receive_text(text)
-        with _signs_of_life(link):
-            return await self._verify(token, time.time())
+        return await self._verify(token, time.time())
 
     def close_revoked(self, revocations: Revocations) -> None:
         """End the sessions that stand on a token which is revoked now."""
@@ -217,28 +212,6 @@ class HubServer:
         limit = self._limits.sessions_per_subject
         if limit and self._registry.sessions_of(grant.subject) >= limit:
             raise SubjectFull(f"the token's subject already holds {limit} sessions (maxSessionsPerSubject)")
-
-
-@contextlib.contextmanager
-def _signs_of_life(link: Link) -> Iterator[None]:
-    """Send empty pongs while a token is being judged: the link is held, so pings stay unanswered meanwhile.
-
-    An original backend leaves after 10 s without a message or a pong (spec backend-protocol 1.2). A pong that answers
-    no ping is legal (RFC 6455 section 5.5.3), and ours does not take an empty one for acceptance.
-    """
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
-
-    def beat() -> None:
-        nonlocal timer
-        link.pong()
-        timer = loop.call_later(SIGN_OF_LIFE_S, beat)
-
-    timer = loop.call_later(SIGN_OF_LIFE_S, beat)
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _cut(connection: socket.socket, link: Link) -> None:

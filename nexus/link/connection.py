@@ -18,6 +18,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from nexus.errors import NexusError, RemoteProtocolError
+from nexus.link.hold import Hold
 from nexus.link.upgrade import Upgrade
 from nexus.protocol.constants import (
     CLOSE_GOING_AWAY,
@@ -49,6 +50,8 @@ WRITE_BATCH_BYTES: Final = 64 * 1024
 CLOSE_TIMEOUT_S: Final = 2.0  # RFC 6455 7.1.1: the closing handshake, before TCP is cut anyway
 # The library tells of every connection at INFO; ``nexus.logs`` raises this logger's level.
 WEBSOCKET_LOG: Final = logging.getLogger("nexus.websocket")
+# Not empty, so that a pong that answers nothing (``hold``) is not taken for its answer.
+KEEP_ALIVE_PING: Final = b"alive?"
 _ABNORMAL: Final = 1006  # RFC 6455 7.4.1: no close frame was received
 _INVALID_TEXT: Final = 1007
 
@@ -107,7 +110,7 @@ class Link(asyncio.BufferedProtocol):
         self._handshake_frames = 0
         self._closing = False
         self._deaf = False
-        self._held = False
+        self._hold = Hold(self._give_sign_of_life)
         self._heard = True
         self._silent_s = 0.0
         self._step_s = 0.0
@@ -166,6 +169,7 @@ class Link(asyncio.BufferedProtocol):
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._hold.stop()
         self._closing = self._deaf = True
         self.writable = False
         self._backlog.clear()
@@ -231,12 +235,6 @@ class Link(asyncio.BufferedProtocol):
             self.websocket.send_ping(payload)
             self._flush()
 
-    def pong(self) -> None:
-        """Send an empty pong that answers no ping (RFC 6455 section 5.5.3); a no-op once the link is closing."""
-        if self.websocket.state is State.OPEN:
-            self.websocket.send_pong(b"")
-            self._flush()
-
     # -- Control ----------------------------------------------------------------------------------------------------
 
     def start_session(self) -> None:
@@ -257,34 +255,41 @@ class Link(asyncio.BufferedProtocol):
         """
         if self.transport.is_closing():
             return
-        self._silent_s = 0.0 if self._heard or self._held else self._silent_s + self._step_s
+        self._silent_s = 0.0 if self._heard or self._hold.on else self._silent_s + self._step_s
         self._heard = False
         if self._silent_s >= dead_after_s:
             self.abort(f"no sign of life for {self._silent_s:.0f} s")
             return
         self._pinged_at = self.now()
-        self.ping()
+        self.ping(KEEP_ALIVE_PING)
         self._step_s = min(interval_s, dead_after_s - self._silent_s)
         self._later("keep-alive", self._step_s, lambda: self.keep_alive(interval_s, dead_after_s))
 
     @property
     def held(self) -> bool:
-        """Whether nothing is read at present: an answer of the other side may be here already, unseen."""
-        return self._held
+        """Whether nothing is read at present."""
+        return self._hold.on
+
+    def held_until(self, now: float) -> float:
+        """Return the last moment, ``now`` at the latest, at which the link was held; minus infinity if it never was.
+
+        What the other side sent before it may have been here, unseen, until then.
+        """
+        return self._hold.until(now)
 
     def hold(self) -> None:
-        """Stop reading and delivering, at once, also what was read already."""
-        if not self._held:
-            self._held = True
+        """Stop reading and delivering, at once, also what was read already; the other side gets signs of life."""
+        if not self._hold.on:
+            self._hold.begin()
             self.transport.pause_reading()
 
     def release(self) -> None:
         """Undo ``hold``."""
-        if self._held:
-            self._held = False
+        if self._hold.on:
+            self._hold.end()
             backlog, self._backlog = self._backlog, []
             self._deliver(backlog)
-            if not self._held and not self.transport.is_closing():
+            if not self._hold.on and not self.transport.is_closing():
                 self.transport.resume_reading()
 
     def close(self, code: int = CLOSE_GOING_AWAY, reason: str = "") -> None:
@@ -313,6 +318,13 @@ class Link(asyncio.BufferedProtocol):
         if self.writable:
             self.writable = False
             self.owner.writable_changed()
+
+    def _give_sign_of_life(self) -> bool:
+        if self.websocket.state is not State.OPEN or self.is_closing():
+            return False
+        self.websocket.send_pong(b"")
+        self._flush()
+        return True
 
     # -- Receiving --------------------------------------------------------------------------------------------------
 
@@ -352,7 +364,7 @@ class Link(asyncio.BufferedProtocol):
         items, used = self._reader.receive(self._view, self._end)
         if used:
             self._consume(used)
-        if self._held:
+        if self._hold.on:
             self._backlog.extend(items)
         else:
             self._deliver(items)
@@ -365,7 +377,7 @@ class Link(asyncio.BufferedProtocol):
                 self.owner.message_received(item)
             else:
                 self._receive_rare(item)
-            if self._held:
+            if self._hold.on:
                 self._backlog[:0] = items[position + 1 :]
                 return
 
@@ -400,7 +412,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _receive_event(self, frame: Frame) -> None:
         if frame.opcode is Opcode.PONG:
-            if not frame.data and self._pinged_at is not None:  # the answer to a ping of ``keep_alive``
+            if frame.data == KEEP_ALIVE_PING and self._pinged_at is not None:
                 self._note_round_trip(self.now() - self._pinged_at)
                 self._pinged_at = None
             self.owner.pong_received(bytes(frame.data))

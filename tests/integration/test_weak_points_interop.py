@@ -7,6 +7,7 @@ import ssl
 
 import pytest
 
+from nexus.link import hold
 from nexus.tls.contexts import hub_client_context
 from tests.support.go_client import GoClient, go_client
 from tests.support.go_hub import GoHub, go_hub
@@ -166,6 +167,24 @@ async def _never_reads(node: LocalNode) -> None:
         await eventually(lambda: node.node.stats().streams_total, "the stream")
         await eventually(lambda: not node.node.stats().streams, "the end of the stream")
         await drain_eof(reader)
+
+
+async def test_an_old_client_stays_while_its_link_is_held(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pings are not read meanwhile, and it leaves after 10 s (here 1 s) without a message or a pong."""
+    monkeypatch.setattr(hold, "SIGN_OF_LIFE_S", 0.1)
+    async with serve(standard, slow=True) as target, local_node(pki) as node:
+        client = _go_client(node.hub_url, pki, target, knows_credits=False)
+        client.ping_s, client.deadline_s = 0.5, 1.0
+        async with go_client(client), connection(node.port, slow=True) as (reader, writer):
+            writer.write(head("GET", f"/bytes/{2 * SIZE}"))
+            (backend,) = node.node.registry.sessions
+            await eventually(lambda: backend.session.link.held, "the user's stream holds up the link")
+            before = client.pongs
+            await eventually(lambda: client.pongs >= before + 20 or client.kills, "twice the deadline has passed")
+            assert not client.kills
+            assert backend.session.link.held
+            async with asyncio.timeout(WAIT_S):
+                assert digest(await drain_eof(reader)) == digest(pattern(2 * SIZE))
 
 
 def _credits_left(node: LocalNode) -> int | None:

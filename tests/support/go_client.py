@@ -12,12 +12,14 @@ import ssl
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event
 
 from nexus.auth.mint import Stage, TokenSpec, build_claims, mint_token
 from tests.support.go_wire import (
@@ -27,12 +29,14 @@ from tests.support.go_wire import (
     CLIENT_QUEUE,
     CLIENT_READ_BYTES,
     CLOSE_BONUS,
+    DEADLINE_S,
     FRAGMENT_BYTES,
     GRANT,
     HEADER_BYTES,
     HIGH_WATER,
     LOW_WATER,
     MESSAGE_MAX_BYTES,
+    PING_S,
     TURN_MESSAGES,
     Dial,
     Over,
@@ -42,6 +46,19 @@ from tests.support.go_wire import (
 )
 from tests.support.loopback import HOST, Reader, Writer, close
 from tests.support.processes import SECRET
+
+
+class _Connection(ClientConnection):
+    """Tells of each pong; the library's own deadline is for the pongs to its pings only."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.on_pong: Callable[[], None] = lambda: None
+
+    def process_event(self, event: Event) -> None:
+        if isinstance(event, Frame) and event.opcode is Opcode.PONG:
+            self.on_pong()
+        super().process_event(event)
 
 
 class _ClientStream:
@@ -74,6 +91,8 @@ class GoClient:
         self.heeds_level = True  # False: its pause never comes in time
         self.claims_outbound = False
         self.kills: list[str] = []
+        self.ping_s, self.deadline_s = PING_S, DEADLINE_S
+        self.pongs = 0
         self.up = asyncio.Event()
         self.streams: dict[bytes, _ClientStream] = {}
         self.refusals: list[str] = []
@@ -92,9 +111,9 @@ class GoClient:
                 ssl=self.context,
                 compression=None,
                 max_size=MESSAGE_MAX_BYTES,
-                ping_interval=5,
-                ping_timeout=10,
+                ping_interval=None,
                 close_timeout=0.1,
+                create_connection=_Connection,
             ) as websocket,
             asyncio.TaskGroup() as self._tasks,
         ):
@@ -104,15 +123,45 @@ class GoClient:
             await websocket.send(_token("attest", challenge["nonce"], spec))
             await (await websocket.ping())  # ours answers once it has accepted; the original does not care
             self.up.set()
-            writer = self._tasks.create_task(self._write(websocket))
+            workers = [self._tasks.create_task(work(websocket)) for work in (self._write, self._ping)]
             with contextlib.suppress(ConnectionClosed):
+                await self._read(cast(_Connection, websocket), spec)
+            for worker in workers:
+                worker.cancel()
+            raise Over
+
+    async def _read(self, websocket: _Connection, spec: TokenSpec) -> None:
+        """Take messages until the end, or until neither a message nor a pong has come for so long."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.deadline_s) as deadline:
+
+                def heard() -> None:
+                    deadline.reschedule(loop.time() + self.deadline_s)
+
+                def on_pong() -> None:
+                    self.pongs += 1
+                    heard()
+
+                websocket.on_pong = on_pong
                 async for message in websocket:
+                    heard()
                     if isinstance(message, bytes):
                         self._receive(message)
                     elif not self._receive_text(message, spec):
                         websocket.transport.abort()
-            writer.cancel()
-            raise Over
+        except TimeoutError:
+            self.kills.append(f"no sign of life for {self.deadline_s:g} s")
+            websocket.transport.abort()
+        finally:
+            websocket.on_pong = lambda: None
+
+    async def _ping(self, websocket: ClientConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await asyncio.sleep(self.ping_s)
+                async with websocket.send_context():
+                    websocket.protocol.send_ping(b"")
 
     def _receive(self, message: bytes) -> None:
         if message[0] == 1 and len(message) >= HEADER_BYTES:

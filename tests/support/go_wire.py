@@ -32,6 +32,7 @@ HIGH_WATER, LOW_WATER = 48, 16
 TURN_MESSAGES = 4
 CLOSE_BONUS = 8
 ANSWER_TIMEOUT_S = 15.0
+PING_S, DEADLINE_S = 5.0, 10.0
 HEADER_BYTES = 17
 
 Dial = Callable[[], Awaitable[tuple[Reader, Writer]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class FakeLink:
         self.writable = True
         self.room: int | None = None
         self.held = False
+        self.released_at = -math.inf
         self.wire: deque[Sent] = deque()
         self.log: list[Sent] = []
         self.waiting = 0
@@ -102,7 +104,11 @@ class FakeLink:
     def release(self) -> None:
         if self.held:
             self.held = False
+            self.released_at = self.clock_s
             self.on_release()
+
+    def held_until(self, now: float) -> float:
+        return now if self.held else self.released_at
 
     # -- For tests --------------------------------------------------------------------------------------------------
 

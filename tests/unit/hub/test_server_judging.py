@@ -17,8 +17,8 @@ from nexus.auth.claims import Claims
 from nexus.auth.mint import TokenSpec
 from nexus.auth.revocation import parse_revocations
 from nexus.errors import TokenUnverified
-from nexus.hub import server as module
 from nexus.hub.server import HubLimits
+from nexus.link import hold
 from nexus.link.connection import Link
 from tests.support.clients import Events, running
 from tests.support.hub import HOST, NAME, WAIT_S, Backend, Hub, eventually, running_hub, token, verify
@@ -54,7 +54,7 @@ async def test_a_slow_verification_gives_signs_of_life(
     pki: Pki, slow_stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An original backend leaves after 10 s without one; ours does not take an empty pong for acceptance."""
-    monkeypatch.setattr(module, "SIGN_OF_LIFE_S", 0.005)
+    monkeypatch.setattr(hold, "SIGN_OF_LIFE_S", 0.005)
     judged = asyncio.Event()
     seen = 0
 
@@ -83,16 +83,19 @@ async def test_a_slow_verification_gives_signs_of_life(
         async with asyncio.timeout(WAIT_S):
             await answer
         assert len(hub.registry.sessions) == 1
+        (session,) = hub.registry.sessions
+        await eventually(lambda: session.session.link._hold._timer is None, "the signs have ended")
+        await backend.pong()  # behind the last of them
         silent = len(pongs)
         await backend.pong()
-        assert len(pongs) == silent + 1  # that of the ping alone: the signs have ended
+        assert len(pongs) == silent + 1
 
 
 async def test_a_backend_of_ours_waits_for_a_slow_verification(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is connected when the hub has accepted it, not at the first sign of life."""
-    monkeypatch.setattr(module, "SIGN_OF_LIFE_S", 0.005)
+    monkeypatch.setattr(hold, "SIGN_OF_LIFE_S", 0.005)
     judged, beats = asyncio.Event(), 0
-    pong, stages = Link.pong, 0
+    give, stages = Link._give_sign_of_life, 0
 
     async def check(text: str, now: float) -> Claims:
         nonlocal stages
@@ -101,12 +104,12 @@ async def test_a_backend_of_ours_waits_for_a_slow_verification(pki: Pki, monkeyp
             await judged.wait()
         return await verify(text, now)
 
-    def count(link: Link) -> None:
+    def count(link: Link) -> bool:
         nonlocal beats
         beats += 1
-        pong(link)
+        return give(link)
 
-    monkeypatch.setattr(Link, "pong", count)
+    monkeypatch.setattr(Link, "_give_sign_of_life", count)
     tokens, events = HmacTokenProvider(SECRET, TokenSpec(subject="")), Events()
     async with running_hub(pki, check=check) as hub:
         url = f"wss://localhost:{hub.port}/connect"

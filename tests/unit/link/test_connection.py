@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 from nexus.link.connection import (
     CLOSE_TIMEOUT_S,
     HANDSHAKE_FRAMES_MAX,
+    KEEP_ALIVE_PING,
     RECEIVE_BUFFER_BYTES,
     WRITE_BATCH_BYTES,
     WRITE_MAX_BYTES,
     LinkEnd,
 )
+from nexus.link.hold import SIGN_OF_LIFE_S
 from nexus.protocol.constants import (
     CLOSE_REASON_MAX_BYTES,
     HANDSHAKE_MESSAGE_MAX_BYTES,
@@ -93,18 +96,6 @@ async def test_pings_are_answered_and_pongs_told(server: bool) -> None:
     harness.feed(b"".join(parts))
     assert harness.frames() == [("pong", b"a")]
     assert harness.owner.heard == [("binary", b"m"), ("pong", b"b")]
-
-
-@both_roles
-async def test_a_pong_may_answer_nothing(server: bool) -> None:
-    """A sign of life while pings are not looked at; none follows a close frame."""
-    harness = LinkHarness(server=server).open()
-    harness.link.hold()
-    harness.link.pong()
-    assert harness.frames() == [("pong", b"")]
-    harness.link.close()
-    harness.link.pong()
-    assert [kind for kind, _ in harness.frames()] == ["close"]
 
 
 @both_roles
@@ -429,7 +420,7 @@ async def test_a_silent_peer_is_cut_off(server: bool, monkeypatch: pytest.Monkey
     harness = LinkHarness(server=server).open()
     harness.link.keep_alive(10, 25)
     while not harness.transport.aborted:
-        assert harness.frames() == [("ping", b"")]
+        assert harness.frames() == [("ping", KEEP_ALIVE_PING)]
         ticks.tick()
     assert ticks.delays[:3] == [10, 10, 5]
     assert harness.lose().error == "no sign of life for 25 s"
@@ -454,11 +445,61 @@ async def test_a_held_link_is_not_called_silent(monkeypatch: pytest.MonkeyPatch)
     """Nobody looks whether something arrived."""
     ticks = Ticks(monkeypatch)
     harness = LinkHarness(server=True).open()
-    harness.link.keep_alive(10, 25)
     harness.link.hold()
+    harness.link.keep_alive(10, 25)
     for _ in range(10):
         ticks.tick()
     assert not harness.transport.aborted
+
+
+@both_roles
+async def test_a_held_link_gives_signs_of_life(server: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers no pings, and an original client before v0.3.7 leaves after 10 s without a pong or a message."""
+    ticks = Ticks(monkeypatch)
+    harness = LinkHarness(server=server).open()
+    harness.link.hold()
+    for _ in range(4):
+        ticks.tick()
+        assert harness.frames() == [("pong", b"")]
+    assert ticks.delays == [SIGN_OF_LIFE_S] * 5
+
+
+@both_roles
+async def test_no_sign_of_life_follows_a_close_frame(server: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a timer go on."""
+    ticks = Ticks(monkeypatch)
+    harness = LinkHarness(server=server).open()
+    harness.link.hold()
+    beat = ticks.pending
+    harness.link.close()
+    assert [kind for kind, _ in harness.frames()] == ["close"]
+    ticks.pending = beat
+    ticks.tick()
+    assert harness.frames() == []
+    assert ticks.pending is None
+
+
+async def test_a_sign_of_life_is_no_answer_to_a_ping() -> None:
+    """Taken for one it would make the round trip look short, and a window that is too small would never grow."""
+    harness = LinkHarness(server=False).open()
+    harness.link.keep_alive(10, 25)
+    harness.feed(frame(PONG, b"", masked=False))
+    assert harness.link.round_trip_s is None
+    harness.feed(frame(PONG, KEEP_ALIVE_PING, masked=False))
+    assert harness.link.round_trip_s is not None
+    harness.lose()
+
+
+async def test_it_is_known_until_when_a_link_was_held() -> None:
+    """Never, until now, or until it was released."""
+    harness = LinkHarness(server=True).open()
+    assert harness.link.held_until(5.0) == -math.inf
+    harness.link.hold()
+    assert harness.link.held_until(5.0) == 5.0
+    before = harness.link.now()
+    harness.link.release()
+    assert before <= harness.link.held_until(math.inf) <= harness.link.now()
+    harness.lose()
 
 
 async def test_the_ticks_end_with_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
