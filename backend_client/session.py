@@ -163,7 +163,7 @@ class ClientSession:
         for stream in tuple(self.session.streams.values()):
             idle_s = stream.idle_s(now)
             asked = self._asked.get(stream)
-            if asked is not None and now - asked >= pong_s:
+            if asked is not None and now - max(asked, stream.unread_until(now)) >= pong_s:
                 stream.close(Reason.TIMEOUT)
             elif asked is None and idle_s >= inactivity_s:
                 self._asked[stream] = now

@@ -119,16 +119,17 @@ class BackendSession:
             link.limit_messages(MESSAGE_MAX_BYTES)
 
     def sweep(self, now: float, idle_timeout_s: float) -> None:
-        """End streams that were idle too long (0: never) or whose client's FIN led to no answer.
+        """End streams that were idle too long (0: never) or whose client's FIN led to no answer, or no more of it.
 
-        Outbound ones have a time-out of their own.
+        Outbound ones have a time-out of their own. A client that does not take its answer gets no FIN for that.
         """
         for stream in tuple(self.session.streams.values()):
             idle_s = stream.idle_s(now)
             limit_s = self.outbound.policy.idle_timeout_s if self.outbound.owns(stream) else idle_timeout_s
+            is_answered = stream in self._untold_fins and not stream.endpoint.unwritten_bytes()
             if limit_s and idle_s >= limit_s:
                 stream.close(Reason.TIMEOUT)
-            elif stream in self._untold_fins and idle_s >= UNTOLD_FIN_LINGER_S:
+            elif is_answered and idle_s >= UNTOLD_FIN_LINGER_S:
                 stream.end_cleanly()
 
     # -- Role -------------------------------------------------------------------------------------------------------

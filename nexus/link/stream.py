@@ -7,6 +7,7 @@ read, so at most one read (or the prelude) is ever held.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -346,8 +347,8 @@ class Stream:
     def idle_s(self, now: float) -> float:
         """Return for how long nothing moved in either direction, as seen by successive calls.
 
-        A stream that waits for its peer (no credits, paused, link full) or is held up is not idle; one whose endpoint
-        takes none of the bytes that wait for it is.
+        A stream that waits for its peer (no credits, paused, link full), is held up or has a link that is not read is
+        not idle; one whose endpoint takes none of the bytes that wait for it is.
         """
         waiting = self.endpoint.unwritten_bytes()
         moved = self.active or waiting != self.stalled_bytes or (self.held_up is not None and self.held_up())
@@ -355,7 +356,14 @@ class Stream:
             self.active = False
             self.stalled_bytes = waiting
             self.idle_since = now
-        return now - self.idle_since
+        return now - max(self.idle_since, self.unread_until(now))
+
+    def unread_until(self, now: float) -> float:
+        """Return until when something for this stream may have been here unread, see ``Link.held_until``.
+
+        Minus infinity where bytes wait for its endpoint: then that is what holds it back, and perhaps the link, too.
+        """
+        return -math.inf if self.endpoint.unwritten_bytes() else self.session.link.held_until(now)
 
     # -- Inside -----------------------------------------------------------------------------------------------------
 

@@ -310,6 +310,43 @@ def test_a_fin_that_cannot_be_told_leaves_time_for_the_answer() -> None:
     assert not fake.backend._untold_fins
 
 
+@pytest.mark.parametrize("idle_timeout_s", [0, 60.0])
+def test_nobody_is_ended_for_an_answer_that_is_not_read(idle_timeout_s: float) -> None:
+    """While one client holds up the link: a FIN would make the answer look whole, and the others are not idle."""
+    fake = Fake()
+    (fin, fin_end), (_, quiet_end), (slow, slow_end) = fake.open(), fake.open(), fake.open()
+    fin.send_eof()
+    slow_end.takes = 0
+    slow.receive(b"an answer")
+    fake.backend.session.hold_for(slow)
+    fake.link.clock_s = 200.0
+    for now in (0.0, 100.0, 200.0):
+        fake.backend.sweep(now, idle_timeout_s)
+    assert not fin_end.finished
+    assert not quiet_end.aborted
+    assert slow_end.aborted is bool(idle_timeout_s)
+    fake.link.release()
+    fake.backend.session.message_received(b"\x01" + fin.id + b"its answer")
+    fake.backend.sweep(200.0 + UNTOLD_FIN_LINGER_S, idle_timeout_s)
+    assert fin_end.received() == b"its answer"
+    fake.backend.sweep(200.0 + 2 * UNTOLD_FIN_LINGER_S, idle_timeout_s)
+    assert fin_end.finished
+
+
+def test_a_client_that_takes_none_of_its_answer_gets_no_fin_for_it() -> None:
+    """More may follow what waits for it: after its own FIN, too, that is for the idle timeout."""
+    fake = Fake()
+    stream, endpoint = fake.open()
+    endpoint.takes = 0
+    stream.send_eof()
+    stream.receive(b"the begin of an answer")
+    for now in (0.0, 10 * UNTOLD_FIN_LINGER_S):
+        fake.backend.sweep(now, 0)
+    assert not endpoint.finished
+    fake.backend.sweep(20 * UNTOLD_FIN_LINGER_S, 60.0)
+    assert endpoint.aborted
+
+
 # -- Over TLS --------------------------------------------------------------------------------------------------------
 
 

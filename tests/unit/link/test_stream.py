@@ -399,6 +399,29 @@ def test_a_stream_that_is_held_up_by_this_side_is_not_idle() -> None:
     assert stream.idle_s(1200.0) == 100.0
 
 
+def test_a_stream_is_not_idle_while_its_link_is_held() -> None:
+    """What its peer sent may be here, unread, and the time counts anew from then on."""
+    side = Side()
+    stream, _ = side.open()
+    side.link.hold()
+    assert idle_after(stream) == 0.0
+    side.link.clock_s = 1150.0
+    side.link.release()
+    assert stream.idle_s(1200.0) == 50.0
+    side.link.hold()
+    side.link.release()
+    assert stream.idle_s(1250.0) == 100.0
+
+
+def test_a_stream_whose_endpoint_takes_nothing_is_idle_although_its_link_is_held() -> None:
+    """It may be the very one that the link is held for."""
+    side = Side()
+    stream, _ = side.open(takes=10)
+    stream.receive(bytes(20))
+    side.session.hold_for(stream)
+    assert idle_after(stream) == 100.0
+
+
 # -- Everything at random -------------------------------------------------------------------------------------------
 
 steps = st.lists(
