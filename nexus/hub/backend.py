@@ -27,8 +27,9 @@ _log = logging.getLogger("nexus.hub")
 # A client's FIN cannot be told to a backend that does not know half-close. It may only have ended its request, so the
 # stream stays for the answer, until nothing came back for so long.
 UNTOLD_FIN_LINGER_S: Final = 30.0
-# While a slow client of a backend without credits holds up the link, an answer may be here unread, for no fault of the
-# backend's. It gets so much more time, and no more: who holds up the link on purpose must not escape the question.
+# Where a slow client of a backend without credits held up the link, an answer may be here unread, or be far behind what
+# was not read, for no fault of the backend's. It gets so much more time, and no more: who holds up the link on purpose
+# must not escape the question.
 HELD_GRACE_S: Final = 300.0
 # A backend chooses its close code; only the registered ones are values of a metric's label.
 _NAMED_CODES: Final = frozenset(code.value for code in CloseCode)
@@ -106,10 +107,11 @@ class BackendSession:
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._answer = answer
         link.limit_messages(HANDSHAKE_MESSAGE_MAX_BYTES)
+        asked_at = link.now()
         try:
             link.send_text(question)
             await asyncio.wait([answer], timeout=grace_s)
-            if not answer.done() and link.held:
+            if not answer.done() and link.held_until(link.now()) > asked_at:
                 await asyncio.wait([answer], timeout=HELD_GRACE_S)
             if not answer.done():
                 raise TimeoutError(f"no token within {grace_s:g} s (reauth_grace_seconds)")

@@ -283,13 +283,24 @@ async def test_no_answer_within_the_grace_ends_the_session(hub: Hub) -> None:
     assert hub.registry.totals.reauthentications == {"timeout": 1}
 
 
-async def test_an_answer_behind_a_held_link_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_session() -> tuple[BackendSession, FakeLink]:
+    """Return a session without a socket, and its link."""
+    link, tasks = FakeLink(), asyncio.TaskGroup()
+    return BackendSession(cast(Link, link), Grant(reauth_interval_s=1), Registry(), "192.0.2.1:5", tasks), link
+
+
+@pytest.mark.parametrize("still", [True, False], ids=["held", "held meanwhile"])
+async def test_an_answer_behind_a_held_link_is_waited_for(still: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who cannot be heard, because a slow client holds up the link, is not cut for silence; but not without end."""
-    link = FakeLink()
-    session = BackendSession(
-        cast(Link, link), Grant(reauth_interval_s=1), Registry(), "192.0.2.1:5", asyncio.TaskGroup()
-    )
-    link.held = True
+    session, link = fake_session()
+
+    def hold_up(_text: str) -> None:
+        link.hold()
+        link.clock_s += 1.0
+        if not still:
+            link.release()
+
+    link.on_text = hold_up
     async with asyncio.TaskGroup() as tasks:
         asking = tasks.create_task(session.ask("question", 0.0))
         await eventually(lambda: link.texts, "it is asked")
@@ -302,6 +313,15 @@ async def test_an_answer_behind_a_held_link_is_waited_for(monkeypatch: pytest.Mo
         await session.ask("question", 0.0)
     session.text_received("too late")
     assert link.limits == [HANDSHAKE_MESSAGE_MAX_BYTES, MESSAGE_MAX_BYTES] * 2
+
+
+async def test_a_hold_before_the_question_is_no_excuse() -> None:
+    """What was behind it has been read."""
+    session, link = fake_session()
+    link.hold()
+    link.release()
+    with pytest.raises(TimeoutError):
+        await session.ask("question", 0.0)
 
 
 async def test_a_verifier_that_fails_ends_the_session(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
