@@ -66,7 +66,8 @@ class BackendShare:
     def __init__(self, scheduler: Scheduler) -> None:
         """Use ``Limiter.share``."""
         self._share = scheduler.share()
-        self._datagrams = DatagramQueues(self._share)
+        self._to_backend = DatagramQueues(self._share)
+        self._to_clients = DatagramQueues(self._share)
         self._now: Callable[[], float] = asyncio.get_running_loop().time
 
     def pace(
@@ -78,10 +79,11 @@ class BackendShare:
         paced.socket = socket
         return socket, paced
 
-    def offer(self, flow: Hashable, datagram: Buffer, send: Send) -> bool:
+    def offer(self, flow: Hashable, datagram: Buffer, send: Send, *, to_backend: bool) -> bool:
         """Send a datagram at once or in its turn; False means that the caller drops and counts it."""
-        return self._datagrams.offer(flow, datagram, send, self._now())
+        queues = self._to_backend if to_backend else self._to_clients
+        return queues.offer(flow, datagram, send, self._now())
 
-    def forget(self, flow: Hashable) -> None:
-        """Drop what waits for a flow that ended."""
-        self._datagrams.forget(flow)
+    def forget(self, flow: Hashable) -> int:
+        """Drop what waits for a flow that ended, in both directions; return how many datagrams."""
+        return self._to_backend.forget(flow) + self._to_clients.forget(flow)

@@ -1,8 +1,8 @@
 """Who may send how much, and when, under the node's cap.
 
 Strategy: one token bucket for the node and two rings, both served by deficit round robin. The outer ring holds the
-*shares* (one a backend) in which somebody waits, the inner ring of each the *members* (one direction of a stream or of
-a UDP flow) that have something to send and could send it. Who has nothing or cannot send is in no ring and costs the
+*shares* (one a backend) in which somebody waits, the inner ring of each the *members* (one direction of a stream, or of
+all UDP flows) that have something to send and could send it. Who has nothing or cannot send is in no ring and costs the
 others nothing, so the whole cap is always there for those who want it. Members that do not wait at all are not even
 known here: while nobody waits and the bucket holds enough, ``Share.take`` is one comparison and one subtraction.
 

@@ -86,14 +86,14 @@ class Flow:
         session = self.session
         if session.share is None:
             return session.send_datagram(self.id, datagram)
-        return session.has_room() and session.share.offer((self.id, True), datagram, self._send_in_turn)
+        return session.has_room() and session.share.offer(self.id, datagram, self._send_in_turn, to_backend=True)
 
     def receive(self, datagram: Buffer) -> None:
         """Hand a datagram of the backend to the owner, under a cap in its turn, and grant again what was taken."""
         share = self.session.share
         if share is None:
             self.owner.deliver(self, datagram)
-        elif not share.offer((self.id, False), datagram, self._deliver_in_turn):
+        elif not share.offer(self.id, datagram, self._deliver_in_turn, to_backend=False):
             self.owner.dropped(self)
         self.held += 1
         if self.held >= FLOW_BATCH:
@@ -138,5 +138,4 @@ class Flow:
         """Drop what waits for its turn: a flow that is over has nobody to send it to."""
         share = self.session.share
         if share is not None:
-            share.forget((self.id, True))
-            share.forget((self.id, False))
+            share.forget(self.id)

@@ -19,11 +19,11 @@ class Share(Protocol):
     ) -> tuple[SocketEndpoint, Endpoint]:
         """Return a socket's protocol, and the endpoint of the stream that goes with it."""
 
-    def offer(self, flow: Hashable, datagram: Buffer, send: Callable[[Buffer], None]) -> bool:
-        """Send one direction's datagram of a flow, at once or in its turn; False: the caller drops and counts it."""
+    def offer(self, flow: Hashable, datagram: Buffer, send: Callable[[Buffer], None], *, to_backend: bool) -> bool:
+        """Send a datagram of a flow, at once or in its turn; False: the caller drops and counts it."""
 
-    def forget(self, flow: Hashable) -> None:
-        """Drop what waits for a flow that ended."""
+    def forget(self, flow: Hashable) -> int:
+        """Drop what waits for a flow that ended, in both directions; return how many datagrams."""
 
 
 def endpoint_for(

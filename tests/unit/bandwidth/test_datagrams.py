@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.bandwidth.datagrams import FLOW_MAX_BYTES, SHARE_MAX_BYTES, DatagramQueues
+from nexus.bandwidth.datagrams import DIRECTION_MAX_BYTES, FLOW_MAX_BYTES, DatagramQueues
 from nexus.bandwidth.scheduler import Scheduler
 from nexus.protocol.constants import DATA_HEADER_BYTES
 from nexus.protocol.framing import Buffer
@@ -87,8 +87,8 @@ def test_a_backend_keeps_a_bounded_number_of_bytes_over_all_flows() -> None:
     case = Case()
     case.block()
     kept = [case.offer(f"flow {number}", bytes(20_000)) for number in range(100)]
-    assert sum(kept) == SHARE_MAX_BYTES // 20_017
-    assert case.queues.waiting <= SHARE_MAX_BYTES
+    assert sum(kept) == DIRECTION_MAX_BYTES // 20_017
+    assert case.queues.waiting <= DIRECTION_MAX_BYTES
 
 
 def test_a_datagram_longer_than_a_turn_is_sent_whole() -> None:
@@ -100,15 +100,42 @@ def test_a_datagram_longer_than_a_turn_is_sent_whole() -> None:
     assert not case.scheduler.share().take(1, case.now)
 
 
+def test_flows_get_equal_parts_in_bytes() -> None:
+    """Whatever the length of their datagrams; who sends one that is longer than a turn owes for it."""
+    case = Case()
+    case.block()
+    sizes = {"small": 50, "full": 1_983, "huge": 6_000}
+    for flow, size in sizes.items():
+        while case.offer(flow, bytes(size)):
+            pass
+    for _ in range(18):
+        case.now += 2_065 / RATE
+        case.scheduler.round(case.now)
+    sent = {flow: sum(len(data) + DATA_HEADER_BYTES for by, data in case.out if by == flow) for flow in sizes}
+    assert max(sent.values()) - min(sent.values()) <= 6_017
+    assert min(sent.values()) > 2 * 2_065
+
+
+def test_all_flows_of_a_direction_are_one_member() -> None:
+    """However many wait, a stream beside them has every second turn."""
+    case = Case()
+    case.block()
+    for number in range(100):
+        case.offer(f"flow {number}", b"x" * 100)
+    (share,) = case.scheduler._shares
+    assert len(share.members) == 1
+    for number in range(100):
+        case.queues.forget(f"flow {number}")
+    assert not case.scheduler.waiting_shares
+
+
 def test_a_flow_that_ended_leaves_nothing_behind() -> None:
     """What waited for it is dropped, and only that."""
     case = Case()
     case.block()
     case.offer("a", b"gone")
     case.offer("b", b"stays")
-    case.queues.forget("a")
-    case.queues.forget("a")
-    case.queues.forget("never there")
+    assert [case.queues.forget(flow) for flow in ("a", "a", "never there")] == [1, 0, 0]
     assert case.queues.waiting == 5 + DATA_HEADER_BYTES
     assert case.run_dry() == [("b", b"stays")]
 
@@ -136,7 +163,7 @@ def test_what_is_accepted_is_sent_once_and_in_order_of_its_flow(steps: list[tupl
             datagram = (number.to_bytes(2, "big") * size)[:size]
             if case.offer(flow, datagram):
                 expected[flow].append(datagram)
-        assert case.queues.waiting <= SHARE_MAX_BYTES
+        assert case.queues.waiting <= DIRECTION_MAX_BYTES
     case.run_dry()
     assert {flow: [data for sent_by, data in case.out if sent_by == flow] for flow in "abc"} == expected
     assert (len(case.queues), case.queues.waiting) == (0, 0)

@@ -155,9 +155,9 @@ async def test_on_a_real_loop_everything_leaves_in_the_end() -> None:
         for at in range(0, len(data), 25_000):
             socket.stream.send(data[at : at + 25_000])
     assert limiter.scheduler.waiting_bytes()
-    assert share.offer("flow", b"datagram", keep)
-    assert share.offer("gone", b"nobody wants", keep)
-    share.forget("gone")
+    assert share.offer("flow", b"datagram", keep, to_backend=True)
+    assert share.offer("gone", b"nobody wants", keep, to_backend=False)
+    assert share.forget("gone") == 1
     async with asyncio.timeout(WAIT_S):
         while limiter.scheduler.waiting_shares:  # noqa: ASYNC110 — the end tells nobody
             await asyncio.sleep(0.001)

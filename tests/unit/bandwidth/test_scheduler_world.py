@@ -242,12 +242,26 @@ def test_flows_share_with_streams(megabits: int, size: int) -> None:
     assert flow.dropped
 
 
+def test_ten_thousand_flows_weigh_as_much_as_one_stream() -> None:
+    """And as much as each other: whoever opens flows by the thousand starves no stream of the same backend."""
+    world = World(20)
+    mixed = world.backend()
+    crowd = Flood(mixed, 1_200, flows=10_000)
+    upload, download = mixed.upload(), mixed.download()
+    world.run(20.0)
+    check_cap(world, 20.0)
+    assert spread([crowd.sent_bytes, upload.sent.total, download.sent.total]) < SPREAD
+    assert crowd.dropped
+
+
 @dataclass
 class Flood:
-    """A UDP flow that offers more than the whole cap."""
+    """UDP flows that offer more than the whole cap, one datagram each in turn."""
 
     backend: Backend
     size: int
+    flows: int = 1
+    offered: int = 0
     sent_bytes: int = 0
     dropped: int = 0
 
@@ -258,7 +272,9 @@ class Flood:
         """Offer 2 ms of the cap, and again after 1 ms."""
         cost = self.size + 17
         for _ in range(max(1, int(self.backend.world.rate * 0.002 / cost))):
-            if not self.backend.datagrams.offer(self, bytes(self.size), self._send, self.backend.world.now):
+            flow = self.offered % self.flows
+            self.offered += 1
+            if not self.backend.datagrams.offer(flow, bytes(self.size), self._send, self.backend.world.now):
                 self.dropped += 1
         self.backend.world.after(0.001, self.burst)
 
@@ -266,9 +282,6 @@ class Flood:
         del datagram
         self.sent_bytes += self.size + 17
         self.backend.note(self.size + 17)
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 # -- Anything ---------------------------------------------------------------------------------------------------------

@@ -171,14 +171,17 @@ class TakesTurns:
     ) -> tuple[SocketEndpoint, Endpoint]:
         raise AssertionError("no stream here")
 
-    def offer(self, flow: Hashable, datagram: Buffer, send: Callable[[Buffer], None]) -> bool:
+    def offer(self, flow: Hashable, datagram: Buffer, send: Callable[[Buffer], None], *, to_backend: bool) -> bool:
+        del to_backend
         if len(self.waiting) < self.room:
             self.waiting.append((flow, datagram, send))
             return True
         return False
 
-    def forget(self, flow: Hashable) -> None:
-        self.waiting = [entry for entry in self.waiting if entry[0] != flow]
+    def forget(self, flow: Hashable) -> int:
+        kept = [entry for entry in self.waiting if entry[0] != flow]
+        dropped, self.waiting = len(self.waiting) - len(kept), kept
+        return dropped
 
     def serve(self) -> None:
         """Let everybody have a turn."""
