@@ -2,9 +2,10 @@
 
 Strategy: to the socket this is the stream, to the stream it is the endpoint; both are as they are without a cap. What
 the cap does not let through at once waits in a lane. Towards the backend that is one read, and the socket is not read
-until it has left. Towards the client it is what the backend's credits allow: above ``QUEUE_HIGH_BYTES`` they wait for
-bytes that have left, as with a slow socket. Ends follow the bytes before them; where the stream is over by then, this
-delivers the rest on its own, and counts among what the process has still to deliver.
+until it has left. Towards the client it is what the backend's credits allow: above ``QUEUE_HIGH_BYTES``, or
+``QUEUE_HIGH_MESSAGES``, they wait for bytes that have left, as with a slow socket. Ends follow the bytes before them;
+where the stream is over by then, this delivers the rest on its own, and counts among what the process has still to
+deliver.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from nexus.bandwidth.lane import Lane
 from nexus.bandwidth.scheduler import Share
 from nexus.link.endpoint import DRAIN_STALL_S, SocketEndpoint, delivery_begins, delivery_ends
 from nexus.link.stream import Stream
+from nexus.protocol.constants import CREDITS_INITIAL
 from nexus.protocol.framing import Buffer
 
 # Both loops' transports have these marks for what waits for a socket.
 QUEUE_HIGH_BYTES: Final = 64 * 1024
 QUEUE_LOW_BYTES: Final = 16 * 1024
+# A message is an object, however small: as many as a new stream's window lets a backend send, and again a quarter.
+QUEUE_HIGH_MESSAGES: Final = CREDITS_INITIAL
+QUEUE_LOW_MESSAGES: Final = CREDITS_INITIAL // 4
 
 
 class PacedEndpoint:
@@ -162,8 +167,12 @@ class PacedEndpoint:
 
     def _tell_full(self) -> None:
         """Let credits wait, or flow again."""
-        mark = QUEUE_LOW_BYTES if self._full else QUEUE_HIGH_BYTES
-        full = self._socket_full or self._reverse.waiting > mark
+        lane = self._reverse
+        if self._full:
+            is_long = lane.waiting > QUEUE_LOW_BYTES or lane.messages > QUEUE_LOW_MESSAGES
+        else:
+            is_long = lane.waiting > QUEUE_HIGH_BYTES or lane.messages >= QUEUE_HIGH_MESSAGES
+        full = self._socket_full or is_long
         if full is not self._full:
             self._full = full
             self._stream.endpoint_full(full)

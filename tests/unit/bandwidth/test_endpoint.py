@@ -8,11 +8,11 @@ from typing import cast
 import pytest
 
 from nexus.bandwidth import endpoint as endpoint_module
-from nexus.bandwidth.endpoint import QUEUE_HIGH_BYTES, QUEUE_LOW_BYTES, PacedEndpoint
+from nexus.bandwidth.endpoint import QUEUE_HIGH_BYTES, QUEUE_HIGH_MESSAGES, QUEUE_LOW_BYTES, PacedEndpoint
 from nexus.bandwidth.scheduler import Scheduler
 from nexus.link.endpoint import SocketEndpoint, reset_undelivered, undelivered_bytes
 from nexus.link.stream import Stream
-from nexus.protocol.constants import CREDITS_INITIAL, PAYLOAD_MAX_BYTES
+from nexus.protocol.constants import CREDITS_BATCH, CREDITS_INITIAL, CREDITS_OVERSHOOT, PAYLOAD_MAX_BYTES
 from nexus.protocol.window import SendWindow
 from tests.support.sessions import LOST, FakeEndpoint, Side
 
@@ -262,6 +262,26 @@ def test_room_is_told_once_little_waits() -> None:
         assert case.stream.is_waiting
         case.serve()
     assert not case.stream.is_waiting
+
+
+@pytest.mark.parametrize("granted", [True, False], ids=["credits", "no credits"])
+def test_small_messages_are_bounded_in_number(granted: bool) -> None:
+    """65,537 messages of one byte fitted into 64 KiB, each with what an object costs; and every byte arrives."""
+    case = Case()
+    case.stream.grants = granted
+    case.use_up()
+    sent = 0
+    while not case.side.link.held and sent < 1_000:
+        case.stream.receive(b"%d" % (sent % 10))
+        sent += 1
+        assert case.stream.is_waiting is (sent >= CREDITS_INITIAL)
+    assert sent <= QUEUE_HIGH_MESSAGES + case.stream.receive_window.size + CREDITS_OVERSHOOT
+    assert case.granted() < QUEUE_HIGH_MESSAGES
+    case.run_dry()
+    assert not case.side.link.held
+    assert not case.stream.is_waiting
+    assert bytes(case.socket.delivered) == b"".join(b"%d" % (at % 10) for at in range(sent))
+    assert (sent - case.granted() < CREDITS_BATCH) is granted
 
 
 def test_a_slow_client_waits_outside_the_ring() -> None:
