@@ -11,6 +11,7 @@ Source: spec backend-protocol 7.2, 10; weak points W4, W26.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nexus.protocol.framing import Buffer
@@ -53,14 +54,25 @@ class SessionFlow(Protocol):
         """End the flow from this side."""
 
 
+class Drop(StrEnum):
+    """Why a flow dropped a datagram; the values are those of a metric's label."""
+
+    BACKEND_SLOW = "backend_slow"  # the link to the backend is full, or closing
+    NO_TURN = "no_turn"  # its turn under the bandwidth cap is too far off
+    FLOW_ENDED = "flow_ended"  # before its turn came
+
+
 class FlowOwner(Protocol):
     """The public port that a flow belongs to."""
 
     def deliver(self, flow: Flow, datagram: Buffer) -> None:
         """Send a datagram of the backend to the client of the flow, or drop and count it."""
 
-    def dropped(self, flow: Flow) -> None:
-        """Count a datagram of the flow that the bandwidth cap, or a link that filled up meanwhile, left no room for."""
+    def sent(self, flow: Flow) -> None:
+        """Count a datagram of the client that went to the backend."""
+
+    def dropped(self, flow: Flow, why: Drop, count: int = 1) -> None:
+        """Count datagrams, of either direction, that the flow had to drop."""
 
     def flow_ended(self, flow: Flow) -> None:
         """The backend, or the end of its session, ended the flow: forget it. The next datagram opens another."""
@@ -81,12 +93,15 @@ class Flow:
         self.held = 0
         self.last_seen = 0.0
 
-    def send(self, datagram: Buffer) -> bool:
-        """Send a datagram of the client to the backend, under a cap in its turn; False: drop and count it."""
+    def send(self, datagram: Buffer) -> None:
+        """Send a datagram of the client to the backend, under a cap in its turn; the owner hears what becomes of it."""
         session = self.session
         if session.share is None:
-            return session.send_datagram(self.id, datagram)
-        return session.has_room() and session.share.offer(self.id, datagram, self._send_in_turn, to_backend=True)
+            self._send_now(datagram)
+        elif not session.has_room():
+            self.owner.dropped(self, Drop.BACKEND_SLOW)
+        elif not session.share.offer(self.id, datagram, self._send_now, to_backend=True):
+            self.owner.dropped(self, Drop.NO_TURN)
 
     def receive(self, datagram: Buffer) -> None:
         """Hand a datagram of the backend to the owner, under a cap in its turn, and grant again what was taken."""
@@ -94,7 +109,7 @@ class Flow:
         if share is None:
             self.owner.deliver(self, datagram)
         elif not share.offer(self.id, datagram, self._deliver_in_turn, to_backend=False):
-            self.owner.dropped(self)
+            self.owner.dropped(self, Drop.NO_TURN)
         self.held += 1
         if self.held >= FLOW_BATCH:
             self.session.send_control(credit_message(self.id, self.held))
@@ -127,9 +142,11 @@ class Flow:
         self._forget_waiting()
         self.owner.flow_ended(self)
 
-    def _send_in_turn(self, datagram: Buffer) -> None:
-        if not self.session.send_datagram(self.id, datagram):
-            self.owner.dropped(self)
+    def _send_now(self, datagram: Buffer) -> None:
+        if self.session.send_datagram(self.id, datagram):
+            self.owner.sent(self)
+        else:
+            self.owner.dropped(self, Drop.BACKEND_SLOW)
 
     def _deliver_in_turn(self, datagram: Buffer) -> None:
         self.owner.deliver(self, datagram)
@@ -137,5 +154,5 @@ class Flow:
     def _forget_waiting(self) -> None:
         """Drop what waits for its turn: a flow that is over has nobody to send it to."""
         share = self.session.share
-        if share is not None:
-            share.forget(self.id)
+        if share is not None and (count := share.forget(self.id)):
+            self.owner.dropped(self, Drop.FLOW_ENDED, count)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nexus.limits import UNBOUNDED, SourceCounter
-from nexus.link.flow import Address, Flow
+from nexus.link.flow import Address, Drop, Flow
 from nexus.listeners.flows import FlowTable
 from nexus.listeners.origin import ANCILLARY_BYTES, ask_for_origin, origin_of, reply_from
 from nexus.protocol.framing import Buffer
@@ -196,10 +196,7 @@ class _Reader:
                 return
         flow.owner = self  # a client may ask several addresses of the port, and answers leave from the last one
         flow.local = local
-        if flow.send(datagram):
-            self._stats.to_backends += 1
-        else:
-            self._stats.dropped["backend_slow"] += 1
+        flow.send(datagram)
 
     def _open(self, client: Address, now: float) -> Flow | None:
         port, listeners = self._port, self._port.listeners
@@ -234,10 +231,15 @@ class _Reader:
         else:
             self._stats.to_clients += 1
 
-    def dropped(self, flow: Flow) -> None:
+    def sent(self, flow: Flow) -> None:
         """Count it."""
         del flow
-        self._stats.dropped["no_turn"] += 1
+        self._stats.to_backends += 1
+
+    def dropped(self, flow: Flow, why: Drop, count: int = 1) -> None:
+        """Count them."""
+        del flow
+        self._stats.dropped[why] += count
 
     def flow_ended(self, flow: Flow) -> None:
         """Forget it."""

@@ -223,7 +223,7 @@ async def test_under_a_bandwidth_cap_a_flood_of_one_flow_leaves_the_others_their
                     flooding.send(bytes(FLOOD_BYTES))
                 if number % 50 == 0:
                     await asyncio.sleep(0)
-            await eventually(lambda: node.node.stats().datagrams_dropped_total.get("backend_slow"), "some are dropped")
+            await eventually(lambda: node.node.stats().datagrams_dropped_total.get("no_turn"), "some are dropped")
             for number, opened in enumerate(others):
                 with opened as other:
                     other.send(b"%d" % number)

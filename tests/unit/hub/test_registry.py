@@ -10,7 +10,7 @@ from nexus.auth.grants import Grant
 from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Registry
 from nexus.link.connection import Link, LinkEnd
-from nexus.link.flow import FLOW_WINDOW, Flow
+from nexus.link.flow import FLOW_WINDOW, Drop, Flow
 from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES
 from nexus.link.stream import Stream
 from nexus.protocol.framing import Buffer
@@ -143,7 +143,10 @@ class NoPort:
     def flow_ended(self, flow: Flow) -> None:
         """Nothing."""
 
-    def dropped(self, flow: Flow) -> None:
+    def sent(self, flow: Flow) -> None:
+        """Nothing."""
+
+    def dropped(self, flow: Flow, why: Drop, count: int = 1) -> None:
         """Nothing."""
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 
 import pytest
 
 from nexus.link.endpoint import OnClosed, SocketEndpoint
-from nexus.link.flow import FLOW_BATCH, FLOW_WINDOW, Address, Flow, SessionFlow
+from nexus.link.flow import FLOW_BATCH, FLOW_WINDOW, Address, Drop, Flow, SessionFlow
 from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES, Session
 from nexus.link.stream import Endpoint, Stream
 from nexus.listeners.flows import FlowTable
@@ -32,7 +33,8 @@ class Owner:
     def __init__(self) -> None:
         self.delivered: list[bytes] = []
         self.ended: list[Flow] = []
-        self.drops = 0
+        self.relayed = 0
+        self.drops: Counter[Drop] = Counter()
 
     def deliver(self, flow: Flow, datagram: Buffer) -> None:
         self.delivered.append(bytes(datagram))
@@ -40,8 +42,11 @@ class Owner:
     def flow_ended(self, flow: Flow) -> None:
         self.ended.append(flow)
 
-    def dropped(self, flow: Flow) -> None:
-        self.drops += 1
+    def sent(self, flow: Flow) -> None:
+        self.relayed += 1
+
+    def dropped(self, flow: Flow, why: Drop, count: int = 1) -> None:
+        self.drops[why] += count
 
 
 @pytest.fixture
@@ -82,36 +87,45 @@ def test_a_flow_is_what_a_session_needs(flow: Flow) -> None:
 @pytest.mark.parametrize("datagram", [b"", b"x" * 1200])
 def test_datagrams_pass_one_by_one_in_both_directions(side: Side, owner: Owner, flow: Flow, datagram: bytes) -> None:
     """Empty ones, too; both directions are counted."""
-    assert flow.send(datagram)
+    flow.send(datagram)
     assert side.link.data() == [datagram]
+    assert owner.relayed == 1
     arrive(side, b"\x01" + ID + datagram)
     assert owner.delivered == [datagram]
     assert (side.session.bytes_sent, side.session.bytes_received) == (len(datagram), len(datagram))
 
 
-def test_a_datagram_that_finds_the_link_full_is_refused(side: Side, flow: Flow) -> None:
+@pytest.mark.parametrize("capped", [False, True])
+def test_a_datagram_that_finds_the_link_full_is_dropped(side: Side, owner: Owner, flow: Flow, capped: bool) -> None:
     """W4, node W14: nothing waits for it; streams have stopped long before."""
+    share = TakesTurns()
+    side.session.share = share if capped else None
     side.link.writable = False
     side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES - 1
-    assert flow.send(b"fits")
+    flow.send(b"fits")
     side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES
-    assert not flow.send(b"does not")
+    flow.send(b"does not")
     side.link.waiting = 0
+    share.serve()
     side.link.closing = True
-    assert not flow.send(b"neither")
+    flow.send(b"neither")
     assert side.link.data() == [b"fits"]
+    assert (owner.relayed, owner.drops) == (1, {Drop.BACKEND_SLOW: 2})
 
 
-def test_no_number_of_datagrams_needs_a_credit(side: Side, flow: Flow) -> None:
+def test_no_number_of_datagrams_needs_a_credit(side: Side, owner: Owner, flow: Flow) -> None:
     """W4: original backends grant 64 once; a hub that counted them would stop the flow, and its whole port."""
     arrive(side, credit_message(ID, 64))
-    assert all(flow.send(b"x") for _ in range(1000))
+    for _ in range(1000):
+        flow.send(b"x")
+    assert (owner.relayed, len(side.link.data())) == (1000, 1000)
 
 
 def test_a_pause_does_not_hold_a_flow(side: Side, flow: Flow) -> None:
     """Spec backend-protocol 7.4: it has no effect on UDP."""
     arrive(side, simple_message("pause_stream", ID, Reason.BUFFER_FULL))
-    assert flow.send(b"x")
+    flow.send(b"x")
+    assert side.link.data() == [b"x"]
 
 
 def test_credits_come_back_in_batches(side: Side, flow: Flow) -> None:
@@ -194,32 +208,32 @@ def test_under_a_cap_datagrams_of_both_directions_wait_for_their_turns(side: Sid
     """Each direction in order; a backend's credits do not wait with them."""
     side.session.share = share = TakesTurns()
     for number in range(FLOW_BATCH):
-        assert flow.send(b"%d" % number)
+        flow.send(b"%d" % number)
         arrive(side, b"\x01" + ID + b"%d" % number)
     assert len(side.link.controls("resume_stream")) == 1
-    assert (side.link.data(), owner.delivered) == ([], [])
+    assert (side.link.data(), owner.delivered, owner.relayed) == ([], [], 0)
     share.serve()
+    assert (owner.relayed, owner.drops) == (FLOW_BATCH, {})
     expected = [b"%d" % number for number in range(FLOW_BATCH)]
     assert side.link.data() == owner.delivered == expected
 
 
 def test_what_finds_no_place_under_the_cap_is_dropped_and_counted(side: Side, owner: Owner, flow: Flow) -> None:
-    """By whoever has it; the link may also have filled up before its turn came."""
+    """Once, under its reason; the link may also have filled up before its turn came."""
     side.session.share = share = TakesTurns(room=1)
-    assert flow.send(b"kept")
-    assert not flow.send(b"dropped")
+    flow.send(b"kept")
+    flow.send(b"dropped")
     arrive(side, b"\x01" + ID + b"dropped")
-    assert owner.drops == 1
+    assert owner.drops == {Drop.NO_TURN: 2}
     side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES
     share.serve()
-    assert owner.drops == 2
-    assert not flow.send(b"never offered")
-    assert side.link.data() == []
+    assert owner.drops == {Drop.NO_TURN: 2, Drop.BACKEND_SLOW: 1}
+    assert (side.link.data(), owner.relayed) == ([], 0)
 
 
 @pytest.mark.parametrize("end", ["close", "disconnect", "lost"])
-def test_a_flow_that_ends_leaves_nothing_waiting_under_the_cap(side: Side, flow: Flow, end: str) -> None:
-    """It has nobody to go to."""
+def test_a_flow_that_ends_leaves_nothing_waiting_under_the_cap(side: Side, owner: Owner, flow: Flow, end: str) -> None:
+    """It has nobody to go to, and is counted as dropped."""
     side.session.share = share = TakesTurns()
     flow.send(b"x")
     arrive(side, b"\x01" + ID + b"y")
@@ -230,6 +244,7 @@ def test_a_flow_that_ends_leaves_nothing_waiting_under_the_cap(side: Side, flow:
     else:
         side.session.link_lost(LOST)
     assert share.waiting == []
+    assert owner.drops == {Drop.FLOW_ENDED: 2}
 
 
 def test_a_flow_takes_little_memory(side: Side, owner: Owner) -> None:

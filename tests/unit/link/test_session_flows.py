@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.link import session
-from nexus.link.flow import Flow
+from nexus.link.flow import Drop, Flow
 from nexus.protocol.constants import DATA_HEADER_BYTES, KIND_CONTROL, KIND_DATA, PAYLOAD_MAX_BYTES
 from nexus.protocol.framing import Buffer
 from nexus.protocol.messages import id_text, simple_message
@@ -49,7 +49,10 @@ class Owner:
     def flow_ended(self, flow: Flow) -> None:
         self.ended.append(flow.id)
 
-    def dropped(self, flow: Flow) -> None:
+    def sent(self, flow: Flow) -> None:
+        pass
+
+    def dropped(self, flow: Flow, why: Drop, count: int = 1) -> None:
         raise AssertionError("there is no cap here")
 
 
@@ -81,7 +84,7 @@ def test_every_datagram_arrives_as_it_was_and_in_order(payloads: list[bytes], on
     flow = side.session.flows[one]
     assert isinstance(flow, Flow)
     for payload in payloads:
-        assert flow.send(payload)
+        flow.send(payload)
         side.take(Sent("message", bytes([KIND_DATA]) + one + payload))
     assert owner.delivered == payloads
     assert [sent.payload[DATA_HEADER_BYTES:] for sent in side.link.log if sent.payload[0] == KIND_DATA] == payloads

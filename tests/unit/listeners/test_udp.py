@@ -13,11 +13,15 @@ from typing import Any, cast
 
 import pytest
 
+from nexus.bandwidth.datagrams import FLOW_MAX_BYTES
+from nexus.bandwidth.limiter import BackendShare
+from nexus.bandwidth.scheduler import BYTES_PER_MEGABIT, Scheduler
 from nexus.limits import UNBOUNDED
 from nexus.link.flow import Flow
 from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES
 from nexus.listeners import udp
 from nexus.listeners.udp import UdpListeners, UdpPort, UdpSettings
+from nexus.protocol.constants import DATA_HEADER_BYTES
 from nexus.routing.decide import RejectReason
 from nexus.sockets import listen_udp
 from nexus.transport import OpenRequest
@@ -322,13 +326,28 @@ async def test_after_closing_nothing_is_read_but_answers_still_leave() -> None:
         assert setup.dialer.side.link.data() == [b"hello"]
 
 
-async def test_a_datagram_without_a_turn_is_counted() -> None:
-    """Under a bandwidth cap; the flow stays."""
+async def test_what_becomes_of_a_datagram_under_a_cap_is_counted_when_it_is_known() -> None:
+    """It is relayed, finds no place, or is dropped with its flow, and is counted once."""
     async with listening() as setup:
-        flow = await setup.flow(setup.client())
-        flow.owner.dropped(flow)
-        assert setup.dropped == {"no_turn": 1}
-        assert setup.listeners.flows == 1
+        scheduler = Scheduler(BYTES_PER_MEGABIT, lambda: None)
+        setup.dialer.side.session.share = share = BackendShare(scheduler)
+        share._now = lambda: 0.0
+        client = setup.client()
+        flow = await setup.flow(client)
+        stats = setup.listeners.stats
+        assert stats.to_backends == 1
+        assert scheduler.share().take(int(scheduler.burst - scheduler.charged_bytes), 0.0)
+        kept = FLOW_MAX_BYTES // (LIMIT + DATA_HEADER_BYTES)
+        for _ in range(kept + 20):
+            client.send(bytes(LIMIT))
+        await eventually(lambda: setup.dropped == {"no_turn": 20}, "the queue is full, all others are dropped")
+        assert stats.to_backends == 1
+        scheduler.round(1.0)
+        relayed = stats.to_backends - 1
+        assert 0 < relayed == len(setup.dialer.side.link.data()) - 1 < kept
+        setup.listeners.ports[setup.number].end(flow, "idle")
+        assert setup.dropped == {"no_turn": 20, "flow_ended": kept - relayed}
+        assert stats.to_backends == 1 + relayed
 
 
 class _BrokenSocket:
