@@ -12,6 +12,7 @@ from backend_client.datagrams import DatagramStats, LocalFlow
 from backend_client.lookups import Lookups, ServiceAddress
 from backend_client.mapping import PortMap, route
 from backend_client.outbound import OutboundRequests
+from backend_client.pauses import Pauses
 from backend_client.reauth import Reauthentication
 from nexus.errors import NexusError, RemoteProtocolError
 from nexus.limits import LineBudget
@@ -135,6 +136,7 @@ class ClientSession:
         self._tasks = tasks
         self._reauthentication = reauthentication
         self._asked: dict[Stream, float] = {}
+        self._pauses = Pauses(self._resume)
         common = tuple(name for name in FEATURES if name in features)
         self.session = Session(link, self, common)
         self.outbound = OutboundRequests(self.session, self._add_stream)
@@ -183,6 +185,10 @@ class ClientSession:
         """A hub sends without counting until our first grant arrives: never break a stream for it."""
         self.session.hold_for(stream)
 
+    def paused(self, stream_id: bytes) -> None:
+        """A pause of the hub's ends by itself."""
+        self._pauses.begin(stream_id)
+
     def text_received(self, text: str) -> None:
         """Text in a session asks for re-authentication, or means nothing (spec backend-protocol 4)."""
         link = self.session.link
@@ -204,11 +210,13 @@ class ClientSession:
     def stream_ended(self, stream: Stream, reason: str) -> None:
         """Report it."""
         self._asked.pop(stream, None)
+        self._pauses.forget(stream.id)
         self.stream_changed(stream, reason)
 
     def session_ended(self, end: LinkEnd) -> None:
         """Fetch no token any more; whoever waits for an answer fails, whoever waits for the link goes on."""
         self._reauthentication.cancel()
+        self._pauses.clear()
         self.outbound.end()
 
     # -- Events -----------------------------------------------------------------------------------------------------
@@ -243,6 +251,11 @@ class ClientSession:
             session.send_control(credit_message(stream.id, stream.receive_window.size))
         self.stream_changed(stream, None)
         return stream
+
+    def _resume(self, stream_id: bytes) -> None:
+        one = self.session.streams.get(stream_id) or self.session.flows.get(stream_id)
+        if one is not None:
+            one.receive_credits(0)
 
     def _on_pong_client(self, control: Control) -> None:
         stream = self.session.streams.get(control.stream_id)

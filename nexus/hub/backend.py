@@ -154,6 +154,9 @@ class BackendSession:
         else:
             self.session.hold_for(stream)
 
+    def paused(self, stream_id: bytes) -> None:
+        """Until the backend resumes it, as to the original."""
+
     def text_received(self, text: str) -> None:
         """Take the answer to a question; other text has no meaning, and nothing of it is kept."""
         if self._answer is not None and not self._answer.done():

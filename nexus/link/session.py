@@ -59,6 +59,9 @@ class Role(Protocol):
     def overflowed(self, stream: Stream) -> None:
         """The peer sent more than its window and the endpoint is slow."""
 
+    def paused(self, stream_id: bytes) -> None:
+        """The peer paused a stream or a flow."""
+
     def text_received(self, text: str) -> None:
         """A text message in the session."""
 
@@ -300,6 +303,7 @@ class Session:
                 flow.receive_credits(control.credits)
             case "pause_stream":
                 flow.receive_pause()
+                self.role.paused(flow.id)
 
     def end_all(self, reason: Reason) -> None:
         """Break every stream and flow, telling the peer why."""
@@ -307,6 +311,11 @@ class Session:
             stream.close(reason)
         for flow in list(self.flows.values()):
             flow.close(reason)
+
+
+def _on_pause(stream: Stream, _control: Control) -> None:
+    stream.receive_pause()
+    stream.session.role.paused(stream.id)
 
 
 def _on_half_close(stream: Stream, _control: Control) -> None:
@@ -317,7 +326,7 @@ def _on_half_close(stream: Stream, _control: Control) -> None:
 # What an event of both roles means for its stream; one for a stream that is not here any more means nothing.
 _STREAM_EVENTS: Final[Mapping[str, Callable[[Stream, Control], None]]] = {
     "disconnect": lambda stream, control: stream.receive_disconnect(control.reason),
-    "pause_stream": lambda stream, _control: stream.receive_pause(),
+    "pause_stream": _on_pause,
     "resume_stream": lambda stream, control: stream.receive_credits(control.credits),
     "half_close": _on_half_close,
 }

@@ -199,6 +199,7 @@ class FakeRole:
         self.unknown: list[bytes] = []
         self.untold: list[Stream] = []
         self.overflows: list[Stream] = []
+        self.pauses: list[bytes] = []
         self.texts: list[str] = []
         self.pongs: list[bytes] = []
         self.ended: list[tuple[Stream, str]] = []
@@ -216,6 +217,9 @@ class FakeRole:
         self.overflows.append(stream)
         if self.holds:
             stream.session.hold_for(stream)
+
+    def paused(self, stream_id: bytes) -> None:
+        self.pauses.append(stream_id)
 
     def text_received(self, text: str) -> None:
         self.texts.append(text)

@@ -13,6 +13,7 @@ from typing import cast
 
 import pytest
 
+from backend_client import pauses
 from backend_client import session as module
 from backend_client.connection import Connection, StreamInfo
 from backend_client.events import EventKind
@@ -22,6 +23,7 @@ from nexus.errors import StreamReset, TokenProviderError
 from nexus.limits import STRANGERS_LINES_MAX
 from nexus.link import quiet
 from nexus.link.connection import Link
+from nexus.link.flow import SessionFlow
 from nexus.protocol.constants import CREDITS_OVERSHOOT, FEATURE_DRAIN, FEATURE_HALF_CLOSE, FEATURES
 from nexus.protocol.messages import Control, serialize_control
 from nexus.protocol.reasons import Reason
@@ -369,6 +371,46 @@ async def test_a_hub_that_overruns_its_window_is_slowed_down() -> None:
         assert fake.link.held
         endpoint.drain()
         assert not fake.link.held
+
+
+async def test_a_pause_of_the_hub_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hub v0.3.6 may leave it at that, for streams and for flows; nothing is left of one that has ended."""
+    monkeypatch.setattr(pauses, "PAUSE_MAX_S", 0.01)
+    async with fake_session() as fake:
+        session = fake.client.session
+        fake.receive("connect", conn_port=443)
+        stream = session.streams[ID]
+        stream.attach(FakeEndpoint(stream))
+        fake.receive("pause_stream", reason="server_buffer_full")
+        stream.send(b"waits")
+        assert not fake.link.data()
+        await eventually(lambda: fake.link.data() == [b"waits"], "the stream goes on")
+        fake.receive("pause_stream")
+        fake.receive("disconnect")
+        assert len(fake.client._pauses) == 0
+        flow = _PausedFlow()
+        session.flows[ID] = cast(SessionFlow, flow)
+        fake.receive("pause_stream")
+        await eventually(lambda: flow.credits == [0], "the flow goes on")
+        fake.receive("pause_stream")
+        del session.flows[ID]
+        await eventually(lambda: not len(fake.client._pauses), "the timer of a flow that has ended")
+        assert flow.credits == [0]
+
+
+class _PausedFlow:
+    """A flow that notes its credits."""
+
+    id = ID
+
+    def __init__(self) -> None:
+        self.credits: list[int] = []
+
+    def receive_credits(self, count: int) -> None:
+        self.credits.append(count)
+
+    def receive_pause(self) -> None:
+        """It reads nothing anyway."""
 
 
 async def test_health_checks_follow_the_clock() -> None:

@@ -98,6 +98,7 @@ def test_events_act_on_their_stream() -> None:
     stream, endpoint = side.open(window=SendWindow(1, paced=False))
     side.session.message_received(simple_message("pause_stream", stream.id, Reason.BUFFER_FULL))
     assert stream.send_window.paused
+    assert side.role.pauses == [stream.id]
     side.session.message_received(credit_message(stream.id, 8))
     assert not stream.send_window.paused
     assert stream.send_window.available == 9
