@@ -125,14 +125,10 @@ class PacedEndpoint:
             self.socket.read_more(wanted)
 
     def unwritten_bytes(self) -> int:
-        """Return how many bytes wait, here and in the socket's transport."""
+        """Return how many bytes wait for the client, here and in the socket's transport."""
         return self._reverse.waiting + self.socket.unwritten_bytes()
 
     # -- Unfinished: the stream is over, the rest is not delivered --------------------------------------------------
-
-    def waiting_bytes(self) -> int:
-        """Return what is still to be delivered."""
-        return self.unwritten_bytes()
 
     def give_up(self) -> None:
         """Break the connection rather than cut it off as if it were whole."""

@@ -1,4 +1,4 @@
-"""The cap of a node as the event loop sees it: one timer, and a share for each backend.
+"""The cap of a node as the event loop sees it: one timer, and a gate for each backend.
 
 The timer is set for the moment when the bucket holds the next piece; while nobody waits there is none. Between two
 rounds that the bucket allows at once the loop looks at its sockets first, see ``scheduler``.
@@ -31,9 +31,9 @@ class Limiter:
         self.scheduler = Scheduler(megabits_per_second * BYTES_PER_MEGABIT, self._arm)
         self._armed = False
 
-    def share(self) -> BackendShare:
-        """Return the share of a new backend; nothing need be told of its end."""
-        return BackendShare(self.scheduler)
+    def gate(self) -> BackendGate:
+        """Return the gate of a new backend; nothing need be told of its end."""
+        return BackendGate(self.scheduler)
 
     def _arm(self) -> None:
         """Come back when somebody's turn is affordable."""
@@ -60,11 +60,11 @@ class Limiter:
             self._arm()
 
 
-class BackendShare:
-    """``nexus.link.splice.Share``: what the streams and flows of one backend go through."""
+class BackendGate:
+    """``nexus.link.splice.Gate``: one backend's share, as its streams and flows meet it."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        """Use ``Limiter.share``."""
+        """Use ``Limiter.gate``."""
         self._share = scheduler.share()
         self._to_backend = DatagramQueues(self._share)
         self._to_clients = DatagramQueues(self._share)

@@ -61,7 +61,7 @@ class BackendSession:
             "outbound_connect": self.outbound.request,
         }
         if registry.bandwidth is not None:
-            self.session.share = registry.bandwidth.share()
+            self.session.gate = registry.bandwidth.gate()
         self._registry = registry
         self._untold_fins: set[Stream] = set()
         self._answer: asyncio.Future[str] | None = None

@@ -41,7 +41,7 @@ class Registry:
     """The sessions of this hub; the ``Dialer`` of the listeners."""
 
     def __init__(self, bandwidth: Limiter | None = None, flow_idle_default_s: float = FLOW_IDLE_DEFAULT_S) -> None:
-        """Start empty; with a cap, every session gets a share of ``bandwidth``.
+        """Start empty; with a cap, every session gets a gate of ``bandwidth``.
 
         The default idle time holds for a UDP port that nobody claims any more.
         """

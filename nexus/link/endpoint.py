@@ -47,7 +47,7 @@ class StreamSide(Protocol):
 class Unfinished(Protocol):
     """A connection whose stream is over, while some of its bytes are still to be delivered."""
 
-    def waiting_bytes(self) -> int:
+    def unwritten_bytes(self) -> int:
         """Return how many bytes are still to be delivered."""
 
     def give_up(self) -> None:
@@ -208,7 +208,7 @@ def delivery_ends(unfinished: Unfinished) -> None:
 
 def undelivered_bytes() -> int:
     """Return what connections that are finishing in this process still have to deliver."""
-    return sum(finishing.waiting_bytes() for finishing in _finishing)
+    return sum(finishing.unwritten_bytes() for finishing in _finishing)
 
 
 def reset_undelivered() -> None:
@@ -248,11 +248,11 @@ class _Finishing(asyncio.BufferedProtocol):
         if self._on_closed is not None:
             self._on_closed()
 
-    def waiting_bytes(self) -> int:
+    def unwritten_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
 
     def give_up(self) -> None:
-        if self.waiting_bytes():
+        if self.unwritten_bytes():
             reset(self._transport)
 
     def _watch(self, waiting: int, delay_s: float) -> None:
@@ -260,7 +260,7 @@ class _Finishing(asyncio.BufferedProtocol):
 
     def _check(self, before: int) -> None:
         """Go on while bytes leave; once all have left, wait LINGER_S more for the other side's FIN."""
-        waiting = self.waiting_bytes()
+        waiting = self.unwritten_bytes()
         if waiting and waiting == before:
             reset(self._transport)
         elif waiting:

@@ -1,7 +1,7 @@
 """One UDP flow in a session: a datagram a message, at the hub's end.
 
 Strategy: UDP promises nothing, so nothing waits here. A datagram goes on at once or is dropped, and whoever drops it
-counts it; no flow can hold up another. (Under a bandwidth cap a few wait for their turn, in the session's share.) A
+counts it; no flow can hold up another. (Under a bandwidth cap a few wait for their turn, in the session's gate.) A
 flow is a handful of fields (200,000 of them must fit), not a ``Stream``: no window in front of it, no buffer, no socket
 of its own. Towards the backend credits are not enforced, because original backends grant 64 for a flow and never more;
 in the other direction they are granted as for any stream.
@@ -96,19 +96,19 @@ class Flow:
     def send(self, datagram: Buffer) -> None:
         """Send a datagram of the client to the backend, under a cap in its turn; the owner hears what becomes of it."""
         session = self.session
-        if session.share is None:
+        if session.gate is None:
             self._send_now(datagram)
         elif not session.has_room():
             self.owner.dropped(self, Drop.BACKEND_SLOW)
-        elif not session.share.offer(self.id, datagram, self._send_now, to_backend=True):
+        elif not session.gate.offer(self.id, datagram, self._send_now, to_backend=True):
             self.owner.dropped(self, Drop.NO_TURN)
 
     def receive(self, datagram: Buffer) -> None:
         """Hand a datagram of the backend to the owner, under a cap in its turn, and grant again what was taken."""
-        share = self.session.share
-        if share is None:
+        gate = self.session.gate
+        if gate is None:
             self.owner.deliver(self, datagram)
-        elif not share.offer(self.id, datagram, self._deliver_in_turn, to_backend=False):
+        elif not gate.offer(self.id, datagram, self._deliver_in_turn, to_backend=False):
             self.owner.dropped(self, Drop.NO_TURN)
         self.held += 1
         if self.held >= FLOW_BATCH:
@@ -153,6 +153,6 @@ class Flow:
 
     def _forget_waiting(self) -> None:
         """Drop what waits for its turn: a flow that is over has nobody to send it to."""
-        share = self.session.share
-        if share is not None and (count := share.forget(self.id)):
+        gate = self.session.gate
+        if gate is not None and (count := gate.forget(self.id)):
             self.owner.dropped(self, Drop.FLOW_ENDED, count)

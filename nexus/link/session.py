@@ -29,7 +29,7 @@ from nexus.protocol.reasons import Reason
 from nexus.protocol.window import ReceiveWindow
 
 if TYPE_CHECKING:
-    from nexus.link.splice import Share
+    from nexus.link.splice import Gate
 
 _log = logging.getLogger("nexus.session")
 # What all streams of a session may have granted together, in messages: 512 MiB of full ones. Beyond it a new stream
@@ -85,7 +85,7 @@ class Session:
         self.streams: dict[bytes, Stream] = {}
         self.flows: dict[bytes, SessionFlow] = {}
         self.features = frozenset(features)
-        self.share: Share | None = None  # of a node's bandwidth cap
+        self.gate: Gate | None = None  # of a node's bandwidth cap
         self.bytes_sent = 0
         self.bytes_received = 0
         self.window_messages = 0
@@ -171,7 +171,7 @@ class Session:
             self._ping_for_pace()
 
     def hold_for(self, stream: Stream) -> None:
-        """Stop reading the link until a slow endpoint took its share: all that helps against a peer without credits."""
+        """Stop reading the link until a slow endpoint took its bytes: all that helps against a peer without credits."""
         self._overflowing.add(stream)
         self.link.hold()
 

@@ -1,4 +1,4 @@
-"""Joining a socket with a stream, directly or by way of the share that a bandwidth cap gives the stream's session."""
+"""Joining a socket with a stream, directly or by way of the gate that a bandwidth cap gives the stream's session."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from nexus.link.stream import Endpoint, Stream
 from nexus.protocol.framing import Buffer
 
 
-class Share(Protocol):
-    """A session's part of the node's cap, ``Session.share``; see ``nexus.bandwidth``. All calls return at once."""
+class Gate(Protocol):
+    """What a session's streams and flows go through under the node's cap, ``Session.gate``; see ``nexus.bandwidth``.
+
+    All calls return at once.
+    """
 
     def pace(
         self, stream: Stream, transport: asyncio.Transport | None, on_closed: OnClosed | None
@@ -33,9 +36,9 @@ def endpoint_for(
 
     For a socket that is still to be connected; its transport comes with ``connection_made``.
     """
-    share = stream.session.share
-    if share is not None:
-        return share.pace(stream, transport, on_closed)
+    gate = stream.session.gate
+    if gate is not None:
+        return gate.pace(stream, transport, on_closed)
     socket = SocketEndpoint(stream, transport, on_closed)
     return socket, socket
 

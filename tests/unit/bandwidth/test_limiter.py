@@ -148,16 +148,16 @@ async def test_on_a_real_loop_everything_leaves_in_the_end() -> None:
         got.append(bytes(datagram))
 
     for side in sides:
-        side.session.share = share = limiter.share()
+        side.session.gate = gate = limiter.gate()
         stream = side.dialling(window=SendWindow(1 << 20, paced=False))
-        socket, endpoint = share.pace(stream, MemoryTransport(), None)
+        socket, endpoint = gate.pace(stream, MemoryTransport(), None)
         stream.attach(endpoint)
         for at in range(0, len(data), 25_000):
             socket.stream.send(data[at : at + 25_000])
     assert limiter.scheduler.waiting_bytes()
-    assert share.offer("flow", b"datagram", keep, to_backend=True)
-    assert share.offer("gone", b"nobody wants", keep, to_backend=False)
-    assert share.forget("gone") == 1
+    assert gate.offer("flow", b"datagram", keep, to_backend=True)
+    assert gate.offer("gone", b"nobody wants", keep, to_backend=False)
+    assert gate.forget("gone") == 1
     async with asyncio.timeout(WAIT_S):
         while limiter.scheduler.waiting_shares:  # noqa: ASYNC110 — the end tells nobody
             await asyncio.sleep(0.001)
@@ -165,11 +165,11 @@ async def test_on_a_real_loop_everything_leaves_in_the_end() -> None:
     assert got == [b"datagram"]
 
 
-async def test_a_share_paces_a_socket() -> None:
+async def test_a_gate_paces_a_socket() -> None:
     """The protocol talks to the pace, and the pace to the socket."""
     side = Side()
     stream = side.dialling()
-    socket, endpoint = Limiter(1).share().pace(stream, None, None)
+    socket, endpoint = Limiter(1).gate().pace(stream, None, None)
     assert isinstance(endpoint, PacedEndpoint)
     assert (socket.stream, endpoint.socket) == (endpoint, socket)
     assert stream.held_up is not None

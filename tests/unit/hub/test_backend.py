@@ -64,9 +64,9 @@ async def test_every_session_has_a_share_of_its_own_where_there_is_a_cap() -> No
         BackendSession(cast(Link, FakeLink()), grant, registry, "192.0.2.1:5", asyncio.TaskGroup()).session
         for _ in range(2)
     ]
-    assert sessions[0].share is not None
-    assert sessions[0].share is not sessions[1].share
-    assert Fake().backend.session.share is None
+    assert sessions[0].gate is not None
+    assert sessions[0].gate is not sessions[1].gate
+    assert Fake().backend.session.gate is None
 
 
 # -- Opening ---------------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_a_backend_that_overruns_its_credits_loses_the_stream(caplog: pytest.Log
 
 
 def test_a_backend_without_credits_is_slowed_down_instead() -> None:
-    """Its link is not read until the client took its share: no stream dies of speed."""
+    """Its link is not read until the client took what waits: no stream dies of speed."""
     fake = Fake()
     stream, endpoint = fake.open(takes=0)
     overrun(fake, stream)

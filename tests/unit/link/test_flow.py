@@ -98,15 +98,15 @@ def test_datagrams_pass_one_by_one_in_both_directions(side: Side, owner: Owner, 
 @pytest.mark.parametrize("capped", [False, True])
 def test_a_datagram_that_finds_the_link_full_is_dropped(side: Side, owner: Owner, flow: Flow, capped: bool) -> None:
     """W4, node W14: nothing waits for it; streams have stopped long before."""
-    share = TakesTurns()
-    side.session.share = share if capped else None
+    gate = TakesTurns()
+    side.session.gate = gate if capped else None
     side.link.writable = False
     side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES - 1
     flow.send(b"fits")
     side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES
     flow.send(b"does not")
     side.link.waiting = 0
-    share.serve()
+    gate.serve()
     side.link.closing = True
     flow.send(b"neither")
     assert side.link.data() == [b"fits"]
@@ -174,7 +174,7 @@ def test_events_that_mean_nothing_to_a_flow_are_ignored(side: Side, flow: Flow) 
 
 
 class TakesTurns:
-    """A share that keeps every datagram until the test says so, at most ``room`` of them."""
+    """A gate that keeps every datagram until the test says so, at most ``room`` of them."""
 
     def __init__(self, room: int = 1000) -> None:
         self.room = room
@@ -206,13 +206,13 @@ class TakesTurns:
 
 def test_under_a_cap_datagrams_of_both_directions_wait_for_their_turns(side: Side, owner: Owner, flow: Flow) -> None:
     """Each direction in order; a backend's credits do not wait with them."""
-    side.session.share = share = TakesTurns()
+    side.session.gate = gate = TakesTurns()
     for number in range(FLOW_BATCH):
         flow.send(b"%d" % number)
         arrive(side, b"\x01" + ID + b"%d" % number)
     assert len(side.link.controls("resume_stream")) == 1
     assert (side.link.data(), owner.delivered, owner.relayed) == ([], [], 0)
-    share.serve()
+    gate.serve()
     assert (owner.relayed, owner.drops) == (FLOW_BATCH, {})
     expected = [b"%d" % number for number in range(FLOW_BATCH)]
     assert side.link.data() == owner.delivered == expected
@@ -220,13 +220,13 @@ def test_under_a_cap_datagrams_of_both_directions_wait_for_their_turns(side: Sid
 
 def test_what_finds_no_place_under_the_cap_is_dropped_and_counted(side: Side, owner: Owner, flow: Flow) -> None:
     """Once, under its reason; the link may also have filled up before its turn came."""
-    side.session.share = share = TakesTurns(room=1)
+    side.session.gate = gate = TakesTurns(room=1)
     flow.send(b"kept")
     flow.send(b"dropped")
     arrive(side, b"\x01" + ID + b"dropped")
     assert owner.drops == {Drop.NO_TURN: 2}
     side.link.waiting = DATAGRAMS_WAITING_MAX_BYTES
-    share.serve()
+    gate.serve()
     assert owner.drops == {Drop.NO_TURN: 2, Drop.BACKEND_SLOW: 1}
     assert (side.link.data(), owner.relayed) == ([], 0)
 
@@ -234,7 +234,7 @@ def test_what_finds_no_place_under_the_cap_is_dropped_and_counted(side: Side, ow
 @pytest.mark.parametrize("end", ["close", "disconnect", "lost"])
 def test_a_flow_that_ends_leaves_nothing_waiting_under_the_cap(side: Side, owner: Owner, flow: Flow, end: str) -> None:
     """It has nobody to go to, and is counted as dropped."""
-    side.session.share = share = TakesTurns()
+    side.session.gate = gate = TakesTurns()
     flow.send(b"x")
     arrive(side, b"\x01" + ID + b"y")
     if end == "close":
@@ -243,7 +243,7 @@ def test_a_flow_that_ends_leaves_nothing_waiting_under_the_cap(side: Side, owner
         arrive(side, simple_message("disconnect", ID))
     else:
         side.session.link_lost(LOST)
-    assert share.waiting == []
+    assert gate.waiting == []
     assert owner.drops == {Drop.FLOW_ENDED: 2}
 
 

@@ -1,4 +1,4 @@
-"""nexus.link.splice: a socket and a stream, with and without a share in between."""
+"""nexus.link.splice: a socket and a stream, with and without a gate in between."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_under_a_cap_the_prelude_is_charged_too() -> None:
     """And the rest of the stream goes the same way."""
     limiter = Limiter(1)
     side = Side()
-    side.session.share = limiter.share()
+    side.session.gate = limiter.gate()
     stream = side.dialling()
     transport = Transport()
     closed: list[bool] = []

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from nexus.bandwidth.datagrams import FLOW_MAX_BYTES
-from nexus.bandwidth.limiter import BackendShare
+from nexus.bandwidth.limiter import BackendGate
 from nexus.bandwidth.scheduler import BYTES_PER_MEGABIT, Scheduler
 from nexus.limits import UNBOUNDED
 from nexus.link.flow import Flow
@@ -330,8 +330,8 @@ async def test_what_becomes_of_a_datagram_under_a_cap_is_counted_when_it_is_know
     """It is relayed, finds no place, or is dropped with its flow, and is counted once."""
     async with listening() as setup:
         scheduler = Scheduler(BYTES_PER_MEGABIT, lambda: None)
-        setup.dialer.side.session.share = share = BackendShare(scheduler)
-        share._now = lambda: 0.0
+        setup.dialer.side.session.gate = gate = BackendGate(scheduler)
+        gate._now = lambda: 0.0
         client = setup.client()
         flow = await setup.flow(client)
         stats = setup.listeners.stats
