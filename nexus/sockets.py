@@ -22,6 +22,7 @@ ACCEPT_PAUSE_S: Final = 0.5
 UDP_BUFFER_BYTES: Final = 4 * 1024 * 1024
 _V4_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2
 _SITE_BYTES: Final = 8
+_WIDE_BYTES: Final = 6
 
 _MENDS: Final = {
     errno.EADDRINUSE: "stop the program that uses the port (`ss -tulpn` shows it) or choose another port",
@@ -151,12 +152,20 @@ def source_key(address: str) -> str:
 
     A /64 is the smallest block a site gets (RFC 6177), so that one host cannot take 2^64 shares.
     """
+    return source_keys(address)[0]
+
+
+def source_keys(address: str) -> tuple[str, ...]:
+    """Return ``source_key``, and for IPv6 also the /48: what one owner of many sources often has (RFC 6177)."""
     if ":" not in address:
-        return address
+        return (address,)
     try:
         packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
     except (OSError, ValueError):
-        return address
+        return (address,)
     if packed.startswith(_V4_MAPPED):
-        return socket.inet_ntop(socket.AF_INET, packed[len(_V4_MAPPED) :])
-    return f"{socket.inet_ntop(socket.AF_INET6, packed[:_SITE_BYTES].ljust(len(packed), bytes(1)))}/64"
+        return (socket.inet_ntop(socket.AF_INET, packed[len(_V4_MAPPED) :]),)
+    return tuple(
+        f"{socket.inet_ntop(socket.AF_INET6, packed[:kept].ljust(len(packed), bytes(1)))}/{8 * kept}"
+        for kept in (_SITE_BYTES, _WIDE_BYTES)
+    )

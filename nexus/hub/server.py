@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 from websockets.server import ServerProtocol
 
@@ -20,9 +21,10 @@ from nexus.hub.backend import BackendSession
 from nexus.hub.reauth import AskStatus, Reauthenticator
 from nexus.hub.registry import Registry
 from nexus.hub.targets import NO_OUTBOUND, OutboundPolicy
-from nexus.limits import UNBOUNDED, LineBudget, RefusalCounter, SourceCounter
+from nexus.limits import UNBOUNDED, LineBudget, RefusalCounter
 from nexus.link.connection import CLOSE_TIMEOUT_S, WEBSOCKET_LOG, Link
 from nexus.link.inbox import Inbox
+from nexus.places import Bursts, Places
 from nexus.protocol.constants import (
     CLOSE_POLICY,
     CONNECT_PATH,
@@ -34,9 +36,13 @@ from nexus.protocol.constants import (
     UPGRADE_TIMEOUT_S,
 )
 from nexus.protocol.handshake import HubHandshake, new_nonce
-from nexus.sockets import accept, format_address, source_key
+from nexus.sockets import accept, format_address, source_keys
 
 _log = logging.getLogger("nexus.hub")
+
+# Ours: 256 places admit 1,024 connections that are younger than a second, for backends that all come back at once. More
+# would cost much memory (TLS takes up to 256 KiB each). One source gets no more for being quick, or few could fill it.
+BURSTS: Final = Bursts(4, 1)
 
 VerifyToken = Callable[[str, float], Awaitable[Claims]]
 """Returns the claims of a token at a unix time, or raises AuthError; may ask somebody else and so take its time."""
@@ -57,6 +63,27 @@ class HubLimits:
     upgrade_timeout_s: float = UPGRADE_TIMEOUT_S
     stage0_timeout_s: float = STAGE0_TIMEOUT_S
     stage1_timeout_s: float = STAGE1_TIMEOUT_S
+
+
+class _Arrival:
+    """One connection, compared by identity; ``sources`` are those it counts for, ``task`` serves it."""
+
+    __slots__ = ("connection", "inbox", "link", "sources", "task")
+
+    def __init__(self, connection: socket.socket, sources: tuple[str, ...]) -> None:
+        self.connection = connection
+        self.sources = sources
+        self.inbox = Inbox()
+        protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
+        protocol.debug = False  # the library would log every frame, tokens among them
+        self.link = Link(protocol, self.inbox, path=CONNECT_PATH)
+        self.inbox.guard(self.link)
+        self.task: asyncio.Task[None]
+
+    @property
+    def source(self) -> str:
+        """The narrowest of them."""
+        return self.sources[0]
 
 
 class HubServer:
@@ -81,61 +108,65 @@ class HubServer:
         self._policy = policy
         self._limits = limits
         self._reauthenticator = Reauthenticator(verify, policy, ask_status, registry.totals)
-        self._pending = SourceCounter(limits.unauthenticated, limits.unauthenticated_per_source)
+        self._places: Places[_Arrival] = Places(limits.unauthenticated, limits.unauthenticated_per_source, BURSTS)
         self._refusals = RefusalCounter(limits.refusals_per_source)
         self._refusal_lines = LineBudget()
 
     @property
     def unauthenticated(self) -> int:
         """How many connections have not finished the handshake."""
-        return self._pending.held
+        return len(self._places)
 
     async def serve(self, sock: socket.socket) -> None:
         """Accept on a listening socket until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 connection, address = await accept(sock)
-                source = source_key(address)
-                if not self._refusals.admit(source, asyncio.get_running_loop().time()):
+                sources = source_keys(address)
+                if self._refusals.admit(sources[0], asyncio.get_running_loop().time()):
+                    self._take_in(_Arrival(connection, sources), tasks)
+                else:
                     self._registry.totals.auth_failures["turned_away"] += 1
                     connection.close()
-                elif self._pending.admit(source):
-                    tasks.create_task(self._serve_one(connection, source, tasks))
-                else:
-                    self._registry.totals.auth_failures["limit"] += 1
-                    connection.close()
 
-    async def _serve_one(self, connection: socket.socket, source: str, tasks: asyncio.TaskGroup) -> None:
+    def _take_in(self, arrival: _Arrival, tasks: asyncio.TaskGroup) -> None:
+        """Serve a connection if it gets a place; who loses its own for that is cut off."""
+        admitted, evicted = self._places.admit(arrival, arrival.sources, asyncio.get_running_loop().time())
+        if evicted is not None:
+            evicted.task.cancel()
+        if admitted:
+            arrival.task = tasks.create_task(self._serve_one(arrival, tasks))
+        else:
+            arrival.connection.close()
+        if evicted is not None or not admitted:
+            self._registry.totals.auth_failures["limit"] += 1
+
+    async def _serve_one(self, arrival: _Arrival, tasks: asyncio.TaskGroup) -> None:
         """Run one connection to its end; nothing that a stranger does may escape."""
-        inbox = Inbox()
-        protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
-        protocol.debug = False  # the library would log every frame, tokens among them
-        link = Link(protocol, inbox, path=CONNECT_PATH)
-        inbox.guard(link)
         try:
             try:
-                backend = await self._admit(connection, link, inbox, source, tasks)
+                backend = await self._admit(arrival, tasks)
             finally:
-                self._pending.release(source)
+                self._places.leave(arrival)
             if backend is not None and backend.grant.reauth_interval_s:
                 await self._reauthenticator.watch(backend)
-            await asyncio.wait([link.lost])
+            await asyncio.wait([arrival.link.lost])
         except (OSError, NexusError) as error:  # TimeoutError and SSLError are OSErrors
-            _log.debug("a connection from %s came to nothing: %s", source, error)
+            _log.debug("a connection from %s came to nothing: %s", arrival.source, error)
         except Exception:  # noqa: BLE001 — a bug of ours must not end the hub
-            _log.exception("unexpected failure while serving a backend from %s", source)
+            _log.exception("unexpected failure while serving a backend from %s", arrival.source)
         finally:
-            _cut(connection, link)
+            _cut(arrival.connection, arrival.link)
 
-    async def _admit(
-        self, connection: socket.socket, link: Link, inbox: Inbox, source: str, tasks: asyncio.TaskGroup
-    ) -> BackendSession | None:
+    async def _admit(self, arrival: _Arrival, tasks: asyncio.TaskGroup) -> BackendSession | None:
         """Take a connection up to its session and return that, or refuse it."""
-        address = format_address(connection.getpeername())
-        await self._upgrade(connection, link)
+        link, source = arrival.link, arrival.source
+        address = format_address(arrival.connection.getpeername())
+        await self._upgrade(arrival.connection, link)
         try:
-            grant = await self._authenticate(link, inbox)
+            grant = await self._authenticate(arrival)
         except (NexusError, TimeoutError) as error:
+            self._places.expose(arrival, link.now())
             self._note_refusal(error, address, source, link.now())
             link.close(CLOSE_POLICY, str(error))
             await asyncio.wait([link.lost], timeout=2 * CLOSE_TIMEOUT_S)
@@ -170,18 +201,19 @@ class HubServer:
                 await asyncio.wait([link.lost], timeout=CLOSE_TIMEOUT_S)
             raise
 
-    async def _authenticate(self, link: Link, inbox: Inbox) -> Grant:
+    async def _authenticate(self, arrival: _Arrival) -> Grant:
         """Run the two stages; every failure is counted under its stage."""
+        link = arrival.link
         handshake = HubHandshake(new_nonce())
         stage = "stage0"
         try:
             grant = check_stage0(
-                await self._token(inbox, handshake, self._limits.stage0_timeout_s), self._policy, time.time()
+                await self._token(arrival, handshake, self._limits.stage0_timeout_s), self._policy, time.time()
             )
             challenge = handshake.accept()
             link.send_text(challenge or "")
             stage = "stage1"
-            claims = await self._token(inbox, handshake, self._limits.stage1_timeout_s)
+            claims = await self._token(arrival, handshake, self._limits.stage1_timeout_s)
             grant = check_stage1(claims, grant, handshake.challenge.nonce, self._policy)
             self._check_subject(grant)
             handshake.accept()
@@ -192,12 +224,13 @@ class HubServer:
             raise
         return grant
 
-    async def _token(self, inbox: Inbox, handshake: HubHandshake, timeout_s: float) -> Claims:
+    async def _token(self, arrival: _Arrival, handshake: HubHandshake, timeout_s: float) -> Claims:
         try:
             async with asyncio.timeout(timeout_s):
-                text = await inbox.next_text()
+                text = await arrival.inbox.next_text()
         except TimeoutError:
             raise TimeoutError(f"no token within {timeout_s:g} s") from None
+        self._places.keep(arrival)
         token = handshake.receive_text(text)
         return await self._verify(token, time.time())
 

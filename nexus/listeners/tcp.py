@@ -19,15 +19,17 @@ from nexus.link.endpoint import finish, receive_view, reset
 from nexus.link.splice import splice
 from nexus.link.stream import Stream
 from nexus.listeners.answers import answer
-from nexus.listeners.peeks import Peeks
 from nexus.peek import Peeked, PeekStatus, peek
+from nexus.places import Bursts, Places
 from nexus.routing.decide import Reject, RejectReason
-from nexus.sockets import BACKLOG, format_address, source_key
+from nexus.sockets import BACKLOG, format_address, source_keys
 from nexus.transport import Dialer, OpenRequest
 
 _log = logging.getLogger("nexus.listeners")
 
 _TLS_HANDSHAKE: Final = 22  # RFC 8446 5.1: content type of a record
+
+BURSTS: Final = Bursts(16, 16)  # ours: 256 places admit 4,096 clients that are younger than a second
 
 _UNDECIDED: Final = {
     PeekStatus.NOT_THIS: RejectReason.UNRECOGNISED,
@@ -66,9 +68,9 @@ class TcpListeners:
         self.dialer = dialer
         self.budget = budget
         self.stats = ListenerStats()
-        self.peeks: Peeks[ClientPeek] = Peeks(budget.concurrent, budget.concurrent_per_source)
+        self.peeks: Places[ClientPeek] = Places(budget.concurrent, budget.concurrent_per_source, BURSTS)
         # Refused clients that have not closed yet: a stranger chooses how long that takes, so they are bounded alike.
-        self.refused: Peeks[ClientPeek] = Peeks(budget.concurrent, budget.concurrent_per_source)
+        self.refused: Places[ClientPeek] = Places(budget.concurrent, budget.concurrent_per_source, BURSTS)
         self.connections = SourceCounter(UNBOUNDED, budget.connections_per_source)
         self._servers: list[asyncio.Server] = []
 
@@ -91,7 +93,7 @@ class TcpListeners:
 class ClientPeek(asyncio.BufferedProtocol):
     """A client's connection until it is known whom it wants; then another protocol takes the transport over."""
 
-    __slots__ = ("_absolute", "_client", "_listeners", "_port", "_prelude", "_source", "_timer", "_transport", "_view")
+    __slots__ = ("_absolute", "_client", "_listeners", "_port", "_prelude", "_sources", "_timer", "_transport", "_view")
 
     def __init__(self, listeners: TcpListeners, port: int) -> None:
         """Peek for one of ``listeners``' ports."""
@@ -99,7 +101,7 @@ class ClientPeek(asyncio.BufferedProtocol):
         self._port = port
         self._prelude = bytearray()
         self._view = receive_view()
-        self._source = ""
+        self._sources: tuple[str, ...] = ("",)
         self._timer: asyncio.TimerHandle | None = None
 
     # -- asyncio callbacks ------------------------------------------------------------------------------------------
@@ -114,19 +116,19 @@ class ClientPeek(asyncio.BufferedProtocol):
             self._refuse(RejectReason.CLIENT_GONE)
             return
         self._client = format_address(peer)  # now: a loop may not find it any more after a reset
-        self._source = source_key(str(peer[0]))
+        self._sources = source_keys(str(peer[0]))
         now = asyncio.get_running_loop().time()
-        if not listeners.connections.admit(self._source):
+        if not listeners.connections.admit(self._sources[0]):
             self._refuse(RejectReason.OVERLOADED)
             return
         if self._port in listeners.budget.server_first and listeners.dialer.claims_port(self._port):
             self._open(None, RejectReason.NO_NAME)
             return
-        admitted, evicted = listeners.peeks.admit(self, self._source, now)
+        admitted, evicted = listeners.peeks.admit(self, self._sources, now)
         if evicted is not None:
             evicted.give_up(RejectReason.OVERLOADED)
         if not admitted:
-            listeners.connections.release(self._source)
+            listeners.connections.release(self._sources[0])
             self._refuse(RejectReason.OVERLOADED)
             return
         self._absolute = now + listeners.budget.absolute_max_s
@@ -159,7 +161,7 @@ class ClientPeek(asyncio.BufferedProtocol):
         """Forget it."""
         del exc
         if self._leave():
-            self._listeners.connections.release(self._source)
+            self._listeners.connections.release(self._sources[0])
             self._listeners.stats.rejected[RejectReason.CLIENT_GONE.value] += 1
 
     # -- Outcomes ---------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ class ClientPeek(asyncio.BufferedProtocol):
     def give_up(self, reason: RejectReason) -> None:
         """Close without an answer: nothing is known of what the client speaks."""
         if self._leave():
-            self._listeners.connections.release(self._source)
+            self._listeners.connections.release(self._sources[0])
             self._refuse(reason)
 
     def _open(
@@ -202,7 +204,7 @@ class ClientPeek(asyncio.BufferedProtocol):
     def _say_goodbye(self) -> None:
         """Give a refused client time to read its answer, unless too many have it already."""
         refused = self._listeners.refused
-        admitted, evicted = refused.admit(self, self._source, asyncio.get_running_loop().time())
+        admitted, evicted = refused.admit(self, self._sources, asyncio.get_running_loop().time())
         finish(self._transport, eof_received=False, on_closed=self._release)
         if evicted is not None:
             reset(evicted._transport)  # noqa: SLF001 — one of this class
@@ -211,7 +213,7 @@ class ClientPeek(asyncio.BufferedProtocol):
 
     def _release(self) -> None:
         self._listeners.refused.leave(self)
-        self._listeners.connections.release(self._source)
+        self._listeners.connections.release(self._sources[0])
 
     def _refuse(self, reason: RejectReason) -> None:
         self._count(Reject(reason))

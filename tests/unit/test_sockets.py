@@ -11,7 +11,7 @@ import pytest
 
 from nexus import sockets
 from nexus.errors import ConfigError
-from nexus.sockets import BACKLOG, accept, format_address, listen, listen_udp, source_key
+from nexus.sockets import BACKLOG, accept, format_address, listen, listen_udp, source_key, source_keys
 
 KEY = "backendListenAddress"
 needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
@@ -291,3 +291,20 @@ def test_a_udp_port_that_one_family_lacks_leaves_the_other_free() -> None:
 def test_a_source_is_an_ipv4_address_or_an_ipv6_network(address: str, key: str) -> None:
     """One site is one source; text that is no address is itself."""
     assert source_key(address) == key
+    assert source_keys(address)[0] == key
+
+
+@pytest.mark.parametrize(
+    ("address", "keys"),
+    [
+        ("2001:db8:1:2:3:4:5:6", ("2001:db8:1:2::/64", "2001:db8:1::/48")),
+        ("2001:db8:1:ffff::1", ("2001:db8:1:ffff::/64", "2001:db8:1::/48")),
+        ("2001:db8:1::1", ("2001:db8:1::/64", "2001:db8:1::/48")),
+        ("192.0.2.7", ("192.0.2.7",)),
+        ("::ffff:192.0.2.7", ("192.0.2.7",)),
+        ("not:an:address", ("not:an:address",)),
+    ],
+)
+def test_an_ipv6_address_counts_for_the_wider_network_as_well(address: str, keys: tuple[str, ...]) -> None:
+    """Who owns a /48 owns 65,536 sources; the two never share a name."""
+    assert source_keys(address) == keys

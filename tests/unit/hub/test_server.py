@@ -19,6 +19,7 @@ from nexus.hub import server as module
 from nexus.hub.server import HubLimits
 from nexus.limits import STRANGERS_LINES_MAX
 from nexus.link.connection import Link, LinkEnd
+from nexus.places import Bursts
 from nexus.protocol.constants import FEATURES, HANDSHAKE_MESSAGE_MAX_BYTES, UPGRADE_HEAD_MAX_BYTES
 from tests.support.hub import HOST, NAME, WAIT_S, Backend, Hub, eventually, running_hub, token, verify
 from tests.support.processes import SECRET, Pki
@@ -404,8 +405,10 @@ async def test_every_stage_has_a_time_limit(
 @pytest.mark.parametrize(
     "limits", [HubLimits(unauthenticated=2), HubLimits(unauthenticated_per_source=2)], ids=["total", "per source"]
 )
-async def test_strangers_are_limited_in_number(pki: Pki, limits: HubLimits) -> None:
+async def test_strangers_are_limited_in_number(pki: Pki, limits: HubLimits, monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many is closed at once; authenticated backends do not count, and a place given back can be taken."""
+    monkeypatch.setattr(module, "BURSTS", Bursts(1, 1))
+    monkeypatch.setattr("nexus.places.GRACE_S", WAIT_S)
     async with running_hub(pki, limits=limits) as hub:
         await hub.backend()
         await hub.backend()
@@ -419,6 +422,49 @@ async def test_strangers_are_limited_in_number(pki: Pki, limits: HubLimits) -> N
         await eventually(lambda: hub.server.unauthenticated == 1, "a place is free")
         await hub.backend()
         assert len(hub.registry.sessions) == 3
+
+
+@pytest.mark.parametrize(
+    "limits", [HubLimits(unauthenticated=2), HubLimits(unauthenticated_per_source=2)], ids=["total", "per source"]
+)
+async def test_silent_strangers_give_way_to_backends(
+    pki: Pki, limits: HubLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that was silent longest is cut off, in whatever state it is; the places lock nobody out."""
+    monkeypatch.setattr("nexus.places.GRACE_S", 0.0)
+    async with running_hub(pki, limits=limits) as hub:
+        silent, _ = await hub.connection(tls=False)
+        await eventually(lambda: hub.server.unauthenticated == 1, "it has a place")
+        waiting = await hub.dial()
+        await hub.backend()
+        async with asyncio.timeout(WAIT_S):
+            with contextlib.suppress(ConnectionError):
+                assert await silent.read() == b""
+        await hub.dial()
+        await hub.backend()
+        assert (await waiting.closed())[0] == 1006
+        assert hub.registry.totals.auth_failures == {"limit": 2}
+        assert len(hub.registry.sessions) == 2
+
+
+async def test_a_backend_that_has_spoken_gives_way_to_nobody(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while it is judged or asked for its second token; once it is refused it does."""
+    monkeypatch.setattr("nexus.places.GRACE_S", 0.0)
+    monkeypatch.setattr(module, "BURSTS", Bursts(1, 1))
+    async with running_hub(pki, limits=HubLimits(unauthenticated=1)) as hub:
+        backend = await hub.dial()
+        nonce = await backend.challenge()
+        reader, _ = await hub.connection(tls=False)
+        async with asyncio.timeout(WAIT_S):
+            assert await reader.read() == b""
+        await backend.websocket.send(token("attest", nonce))
+        await backend.pong()
+        reader, writer = await hub.connection()
+        writer.write(UPGRADE + b"\x81\x80\0\0\0\0")  # an empty text, and no answer to the hub's close frame
+        await eventually(lambda: hub.registry.totals.auth_failures["stage0"] == 1, "it is refused")
+        assert hub.server.unauthenticated == 1
+        await hub.backend()
+        assert hub.registry.totals.auth_failures["limit"] == 2
 
 
 async def test_sessions_of_one_subject_are_limited(pki: Pki) -> None:

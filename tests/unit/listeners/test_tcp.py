@@ -17,6 +17,7 @@ from nexus.link import endpoint as endpoints
 from nexus.listeners.answers import UNRECOGNIZED_NAME_ALERT, answer
 from nexus.listeners.tcp import ClientPeek, PeekBudget, TcpListeners
 from nexus.peek import CLIENT_HELLO_MAX_BYTES, HTTP_HEAD_MAX_BYTES
+from nexus.places import Bursts
 from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 from nexus.routing.decide import RejectReason
 from nexus.transport import OpenRequest
@@ -378,7 +379,7 @@ async def test_connections_per_source_are_limited_for_their_whole_life() -> None
 
 async def test_a_silent_client_gives_way_to_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is reset, the new one is served: 256 silent connections lock nobody out."""
-    monkeypatch.setattr("nexus.listeners.peeks.GRACE_S", 0.0)
+    monkeypatch.setattr("nexus.places.GRACE_S", 0.0)
     async with listening(concurrent=1) as setup:
         silent = await setup.connect()
         await eventually(lambda: len(setup.listeners.peeks) == 1, "it is peeked at")
@@ -390,7 +391,7 @@ async def test_a_silent_client_gives_way_to_a_new_one(monkeypatch: pytest.Monkey
 
 async def test_a_flood_of_fresh_clients_is_refused_far_above_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is refused holds no place."""
-    monkeypatch.setattr("nexus.listeners.peeks.BURST_FACTOR", 2)
+    monkeypatch.setattr("nexus.listeners.tcp.BURSTS", Bursts(2, 2))
     async with listening(concurrent=1) as setup:
         for _ in range(2):
             await setup.connect()
@@ -403,7 +404,7 @@ async def test_a_flood_of_fresh_clients_is_refused_far_above_the_cap(monkeypatch
 
 async def test_refused_clients_that_stay_give_way_to_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger who is refused again and again and never closes holds no more descriptors than one who is silent."""
-    monkeypatch.setattr("nexus.listeners.peeks.GRACE_S", 0.0)
+    monkeypatch.setattr("nexus.places.GRACE_S", 0.0)
     async with listening(concurrent=2) as setup:
         clients = [await setup.connect(b"\x00") for _ in range(5)]
         await eventually(lambda: setup.rejected == {"unrecognised": 5}, "all are refused")
@@ -414,7 +415,7 @@ async def test_refused_clients_that_stay_give_way_to_new_ones(monkeypatch: pytes
 
 async def test_a_flood_of_refused_clients_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Far above the cap even a fresh one is reset at once."""
-    monkeypatch.setattr("nexus.listeners.peeks.BURST_FACTOR", 2)
+    monkeypatch.setattr("nexus.listeners.tcp.BURSTS", Bursts(2, 2))
     async with listening(concurrent=1) as setup:
         for count in range(1, 4):
             await setup.connect(b"\x00")
