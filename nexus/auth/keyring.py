@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from nexus.auth.keys import KeySet, PublicKey, check_secret, parse_key_set
+from nexus.auth.keys import KeySet, PublicKey, check_secret, parse_key_set, secret_fault
 from nexus.auth.revocation import Revocations, parse_revocations
 from nexus.errors import ConfigError, Problem
 from nexus.files import FollowedFile
@@ -44,10 +44,12 @@ class Keyring:
         """Read every file.
 
         Raises:
-            ConfigError: with every mistake in them.
+            ConfigError: with every mistake in them, and in the secret as written.
         """
         problems: list[Problem] = []
         self._secret = sources.secret
+        if sources.secret and (fault := secret_fault(sources.secret)):
+            problems.append(Problem("the shared secret", 0, "", *fault))
         self._secrets = [_follow(path, parse_secret, problems) for path in sources.secret_files]
         self._key_set = _follow(sources.key_file, parse_key_set, problems)
         self._revocations = _follow(sources.revocation_file, parse_revocations, problems)

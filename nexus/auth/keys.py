@@ -120,11 +120,22 @@ def check_secret(secret: str, source: str) -> None:
     Raises:
         ConfigError: it is empty or such a text.
     """
+    if fault := secret_fault(secret):
+        raise _refusal(source, 0, *fault)
+
+
+def secret_fault(secret: str) -> tuple[str, str] | None:
+    """Return what is wrong with a secret, as ``check_secret`` says, and its mend; or nothing."""
     if not secret:
-        raise _refusal(source, 0, "is empty", "write the key into it")
+        return "is empty", "write the key into it"
+    mend = "name it in backendsJWKSFile, or make a secret with: openssl rand -hex 32"
     if re.search(r"-----BEGIN (?:[A-Z0-9 ]*PUBLIC KEY|CERTIFICATE)-----", secret):
-        mend = "name it in backendsJWKSFile, or make a secret with: openssl rand -hex 32"
-        raise _refusal(source, 0, "is a public key or certificate, not a secret", mend)
+        return "is a public key or certificate, not a secret", mend
+    try:
+        is_key = not {"kty", "keys"}.isdisjoint(parse_object(secret.encode("utf-8", "surrogatepass")))
+    except ValueError:
+        return None
+    return ("is a JSON key or key set, not a secret", mend) if is_key else None
 
 
 def candidates(keys: Sequence[PublicKey], algorithm: str, key_id: str) -> tuple[PublicKey, ...]:

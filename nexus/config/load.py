@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nexus.auth.keys import secret_fault
 from nexus.config import rules
 from nexus.config.keys import NODE_KEYS, attribute_name, scalar_paths, variable_name
 from nexus.config.model import MASK, NodeConfig, PeekTimeouts, PeerAuthentication
@@ -89,13 +90,15 @@ def _token_secret(record: Record) -> tuple[str, list[Problem]]:
     """Return the token key, from its file if one is named, without the one newline that editors add."""
     path = record.text(_SECRET_FILE)
     if not path or _SECRET in record.given:
-        return record.text(_SECRET), []
+        secret = record.text(_SECRET)
+        fault = secret_fault(secret) if secret else None
+        return secret, [record.problem(_SECRET, *fault)] if fault else []
     try:
         secret = read_file(Path(path)).removesuffix("\n").removesuffix("\r")
     except ConfigError as error:
         return "", [record.problem(_SECRET_FILE, f"{path}: {found.what}", found.mend) for found in error.problems]
-    if not secret:
-        return "", [record.problem(_SECRET_FILE, f"{path}: is empty", "write the key into it")]
+    if fault := secret_fault(secret):
+        return "", [record.problem(_SECRET_FILE, f"{path}: {fault[0]}", fault[1])]
     return secret, []
 
 

@@ -32,6 +32,12 @@ def test_without_files_there_is_the_secret_alone() -> None:
     assert "written" not in repr(KeySources("written in the configuration"))
 
 
+def test_a_written_secret_that_everybody_may_know_is_refused() -> None:
+    """As one in a file is."""
+    with pytest.raises(ConfigError, match="the shared secret: is a public key or certificate, not a secret"):
+        Keyring(KeySources(public_pem(private_key("RS256"))))
+
+
 def test_secrets_rotate_one_by_one(tmp_path: Path) -> None:
     """The order is that of the configuration; each file is followed."""
     files = tuple(_write(tmp_path / name, f"{SECRET}-{name}\r\n") for name in ("old", "new"))

@@ -195,12 +195,14 @@ def test_other_private_keys_are_refused(text: str, why: str) -> None:
 
 def test_a_secret_that_everybody_may_know_is_refused() -> None:
     """RFC 8725 section 2.1: a public key as a secret lets everybody sign."""
-    for text in (public_pem(private_key("RS256")), create_ca("CA", 0).cert_pem.decode()):
+    keys = ('{"kty": "oct", "k": "AAAA"}', ' {"keys": []}\n')
+    for text in (public_pem(private_key("RS256")), create_ca("CA", 0).cert_pem.decode(), *keys):
         with pytest.raises(ConfigError, match="not a secret; name it in backendsJWKSFile"):
             check_secret(text, "secret")
     with pytest.raises(ConfigError, match="secret: is empty"):
         check_secret("", "secret")
-    check_secret("-----BEGIN OTHER-----", "secret")
+    for text in ("-----BEGIN OTHER-----", '{"key": 1}', '["kty"]', "{kty", "{" + "[" * 100_000, "\ud800"):
+        check_secret(text, "secret")
 
 
 _JSON = st.recursive(

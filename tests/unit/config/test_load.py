@@ -195,6 +195,23 @@ def test_an_unusable_secret_file_is_reported_at_its_key(path: Path) -> None:
         assert refused(path, text.format(file)) == [expected]
 
 
+@pytest.mark.parametrize("text", ["-----BEGIN PUBLIC KEY----- MCow", '{"keys": []}', '{"kty": "OKP"}'])
+def test_a_secret_that_everybody_may_know_is_refused_wherever_it_is_written(path: Path, text: str) -> None:
+    """In the file, in the environment, and in a file of its own; no message repeats it."""
+    own = path.parent / "own"
+    own.write_text(text)
+    in_own = LEAST.replace(f"backendsJWTSecret: {SECRET}", f"backendsJWTSecretFile: {own}")
+    for document, environ, where in [
+        (LEAST.replace(SECRET, f"'{text}'"), {}, "3: backendsJWTSecret: is a "),
+        (LEAST, {"NEXUS_BACKENDS_JWT_SECRET": text}, "NEXUS_BACKENDS_JWT_SECRET: backendsJWTSecret: is a "),
+        (in_own, {}, f"3: backendsJWTSecretFile: {own}: is a "),
+    ]:
+        (problem,) = refused(path, document, environ)
+        assert problem.startswith(where)
+        assert "not a secret; name it in backendsJWKSFile" in problem
+        assert text not in problem
+
+
 def test_a_secret_and_its_file_exclude_each_other(path: Path) -> None:
     """Which of the two counts must never be a guess."""
     (problem,) = refused(path, LEAST + "backendsJWTSecretFile: /nonexistent\n")
