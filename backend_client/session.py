@@ -139,6 +139,7 @@ class ClientSession:
         self._pauses = Pauses(self._resume)
         common = tuple(name for name in FEATURES if name in features)
         self.session = Session(link, self, common)
+        self.session.peer = hub
         self.outbound = OutboundRequests(self.session, self._add_stream)
         self.events: EventHandlers = {
             "connect": self._on_connect,
@@ -224,7 +225,7 @@ class ClientSession:
     def _on_connect(self, control: Control) -> None:
         session = self.session
         if control.stream_id == NIL_STREAM_ID or session.knows(control.stream_id):
-            _log.warning("%s announced a stream with an id that is in use; ignored", self.hub)
+            session.note_fault("announced a stream with an id that is in use; ignored")
             return
         info = StreamInfo(
             self.hub,

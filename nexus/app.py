@@ -249,6 +249,7 @@ class Node:
             udp_flow_ends_total=dict(self._udp.stats.flow_ends),
             reauthentications_total=dict(totals.reauthentications),
             ignored_texts_total=totals.ignored_texts,
+            session_faults_total=totals.session_faults + sum(session.faults for session in sessions),
             outbound_connections=sum(backend.outbound.held for backend in self.registry.sessions),
             outbound_total=totals.outbound,
             outbound_refusals_total=dict(totals.outbound_refusals),

@@ -93,6 +93,8 @@ class NodeStats:
     """Re-authentications by outcome: renewed, refused, unverified, timeout; deferred counts what was put off."""
     ignored_texts_total: int = 0
     """Texts of backends that nobody had asked for."""
+    session_faults_total: int = 0
+    """What backends did against the protocol: malformed control messages, overrun credits."""
 
     outbound_connections: int = 0
     """Outbound connections of backends, those being dialled and those not quite closed included."""
@@ -159,6 +161,11 @@ _COUNTERS: tuple[tuple[str, Callable[[NodeStats], float], str], ...] = (
     ("nexus_sessions_opened_total", lambda s: s.sessions_total, "Backend sessions that were authenticated."),
     ("nexus_streams_opened_total", lambda s: s.streams_total, "Streams opened to backends, TCP and UDP."),
     ("nexus_ignored_texts_total", lambda s: s.ignored_texts_total, "Texts of backends that nobody had asked for."),
+    (
+        "nexus_session_faults_total",
+        lambda s: s.session_faults_total,
+        "Malformed control messages of backends, and credits that they overran.",
+    ),
     (
         "nexus_outbound_connections_opened_total",
         lambda s: s.outbound_total,

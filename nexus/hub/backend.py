@@ -52,6 +52,7 @@ class BackendSession:
         self.grant = grant
         self.address = address
         self.session = Session(link, self, ())
+        self.session.peer = self.name
         self.outbound = Outbound(self.session, grant, outbound, registry, tasks)
         self.events: EventHandlers = {
             "hello": self._on_hello,
@@ -63,6 +64,7 @@ class BackendSession:
         if registry.bandwidth is not None:
             self.session.gate = registry.bandwidth.gate()
         self._registry = registry
+        self._drains = False
         self._untold_fins: set[Stream] = set()
         self._answer: asyncio.Future[str] | None = None
         link.owner = self.session
@@ -149,7 +151,7 @@ class BackendSession:
     def overflowed(self, stream: Stream) -> None:
         """Break the stream of a backend that overran its credits; stop reading from one that knows none."""
         if stream.send_window.limited:
-            _log.warning("%s overran the credits of a stream: reset", self.name)
+            self.session.note_fault("overran the credits of a stream: reset")
             stream.close(Reason.BUFFER_FULL)
         else:
             self.session.hold_for(stream)
@@ -193,7 +195,8 @@ class BackendSession:
 
     def _on_drain(self, control: Control) -> None:
         del control
-        if FEATURE_DRAIN in self.session.features:
+        if FEATURE_DRAIN in self.session.features and not self._drains:
+            self._drains = True
             self._registry.retire(self)
             _log.info("%s is draining: no new streams for it", self.name)
 

@@ -33,6 +33,7 @@ class Totals:
     stream_resets: Counter[str] = field(default_factory=Counter)
     reauthentications: Counter[str] = field(default_factory=Counter)
     ignored_texts: int = 0
+    session_faults: int = 0
     outbound: int = 0
     outbound_refusals: Counter[str] = field(default_factory=Counter)
 
@@ -74,6 +75,7 @@ class Registry:
             del self._subjects[backend.grant.subject]
         self.totals.session_ends[why] += 1
         self.totals.bytes_to_backends += backend.session.bytes_sent
+        self.totals.session_faults += backend.session.faults
         self.totals.bytes_to_clients += backend.session.bytes_received
 
     def sessions_of(self, subject: str) -> int:

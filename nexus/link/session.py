@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nexus.errors import RemoteProtocolError
+from nexus.limits import LineBudget
 from nexus.link.connection import Link, LinkEnd
 from nexus.link.flow import SessionFlow
 from nexus.link.stream import Stream
@@ -89,7 +90,10 @@ class Session:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.window_messages = 0
+        self.peer = "the peer"  # for log lines
+        self.faults = 0
         self.ended = False
+        self._fault_lines = LineBudget()
         self._waiting: deque[Stream] = deque()
         self._turning = False
         self._unpaced: dict[Stream, None] = {}  # out of room, in order; confirmed by the next ping's pong
@@ -233,6 +237,12 @@ class Session:
         self.endpoint_drained(stream)
         self.role.stream_ended(stream, reason)
 
+    def note_fault(self, what: str) -> None:
+        """Count what the peer does against the protocol; the first few in each interval are warnings."""
+        self.faults += 1
+        level = logging.WARNING if self._fault_lines.admit(self.link.now()) else logging.DEBUG
+        _log.log(level, "%s %s", self.peer, what)
+
     def buffered_bytes(self) -> int:
         """Return the bytes that wait in this process, towards the peer and towards endpoints."""
         return self.link.waiting_bytes() + sum(stream.endpoint.unwritten_bytes() for stream in self.streams.values())
@@ -283,7 +293,7 @@ class Session:
         try:
             control = parse_control(memoryview(message)[1:])
         except RemoteProtocolError as error:
-            _log.warning("dropped a control message: %s", error)
+            self.note_fault(f"sent a control message that was dropped: {error}")
             return
         stream = self.streams.get(control.stream_id)
         if stream is not None and (handle := _STREAM_EVENTS.get(control.event)) is not None:

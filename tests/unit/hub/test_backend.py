@@ -148,6 +148,25 @@ def test_a_draining_backend_gets_no_new_streams() -> None:
     assert stream.id in fake.backend.session.streams
 
 
+def test_a_backend_that_says_that_it_drains_again_and_again_is_heard_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One line in the log is enough."""
+    caplog.set_level(logging.INFO)
+    fake = Fake()
+    fake.receive("hello", features=(FEATURE_DRAIN,))
+    for _ in range(3):
+        fake.receive("drain")
+    assert caplog.text.count("is draining") == 1
+
+
+def test_faults_of_a_session_are_counted_when_it_has_ended() -> None:
+    """By then nobody asks the session itself any more."""
+    fake = Fake()
+    fake.backend.session.message_received(b"\x02{")
+    assert fake.registry.totals.session_faults == 0
+    fake.backend.session.link_lost(LOST)
+    assert fake.registry.totals.session_faults == 1
+
+
 def test_drain_without_the_feature_is_an_unknown_event() -> None:
     """An extension that was not agreed on has no effect."""
     fake = Fake()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
+from nexus.limits import STRANGERS_LINES_MAX
 from nexus.link.session import WINDOWS_MAX
 from nexus.link.stream import Stream
 from nexus.protocol.constants import (
@@ -78,10 +80,22 @@ def test_a_broken_control_message_is_dropped_and_logged(caplog: pytest.LogCaptur
         side.session.message_received(b"\x02{")
         side.session.message_received(b'\x02{"event":"disconnect","client_id":"x"}')
     assert [record.getMessage() for record in caplog.records] == [
-        "dropped a control message: control message is not JSON",
-        "dropped a control message: client_id is not a UUID: 'x'",
+        "the peer sent a control message that was dropped: control message is not JSON",
+        "the peer sent a control message that was dropped: client_id is not a UUID: 'x'",
     ]
     assert not stream.ended
+    assert side.session.faults == 2
+
+
+def test_a_peer_that_errs_without_end_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """The first faults of each interval are warnings; all are counted."""
+    side = Side()
+    with caplog.at_level(logging.DEBUG, logger="nexus.session"):
+        for _ in range(STRANGERS_LINES_MAX + 3):
+            side.session.message_received(b"\x02{")
+    levels = Counter(record.levelname for record in caplog.records)
+    assert levels == {"WARNING": STRANGERS_LINES_MAX, "DEBUG": 3}
+    assert side.session.faults == STRANGERS_LINES_MAX + 3
 
 
 @pytest.mark.parametrize("event", ["disconnect", "pause_stream", "resume_stream", "half_close", "later", ""])
