@@ -109,6 +109,7 @@ class HubServer:
         self._limits = limits
         self._reauthenticator = Reauthenticator(verify, policy, ask_status, registry.totals)
         self._places: Places[_Arrival] = Places(limits.unauthenticated, limits.unauthenticated_per_source, BURSTS)
+        self._revocations = Revocations()  # none but those of which it was told: tokens are verified by the others
         self._refusals = RefusalCounter(limits.refusals_per_source)
         self._refusal_lines = LineBudget()
 
@@ -215,6 +216,10 @@ class HubServer:
             stage = "stage1"
             claims = await self._token(arrival, handshake, self._limits.stage1_timeout_s)
             grant = check_stage1(claims, grant, handshake.challenge.nonce, self._policy)
+            for (
+                identity
+            ) in grant.tokens:  # the first was judged a while ago; nothing is awaited from here to the session
+                self._revocations.check(identity)
             self._check_subject(grant)
             handshake.accept()
             if link.lost.done():  # nobody would tell the session of its end any more
@@ -235,7 +240,8 @@ class HubServer:
         return await self._verify(token, time.time())
 
     def close_revoked(self, revocations: Revocations) -> None:
-        """End the sessions that stand on a token which is revoked now."""
+        """End the sessions that stand on a token which is revoked now, and let no handshake on such a one succeed."""
+        self._revocations = revocations
         for backend in tuple(self._registry.sessions):
             if reason := revocations.reason(backend.grant.tokens):
                 _log.warning("ending the session of %s: %s", backend.name, reason)

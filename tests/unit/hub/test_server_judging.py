@@ -175,6 +175,17 @@ async def test_a_subject_that_holds_all_its_sessions_is_not_turned_away(pki: Pki
         await hub.backend()
 
 
+async def test_a_token_that_is_revoked_during_the_handshake_makes_no_session(hub: Hub) -> None:
+    """The second one may be good; the session would stand on both."""
+    backend = await hub.dial()
+    nonce = await backend.challenge(token(token_id="stolen"))
+    hub.server.close_revoked(parse_revocations("jti stolen", "list"))
+    await backend.websocket.send(token("attest", nonce, token_id="another"))
+    assert await backend.closed() == (1008, "invalid token: its jti is revoked")
+    assert not hub.registry.sessions
+    assert hub.registry.totals.auth_failures == {"stage1": 1}
+
+
 async def test_sessions_on_a_revoked_token_are_ended(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     """By any name of either of their tokens; others go on, and nothing is routed to the ended one any more."""
     first, second = await hub.backend(), await hub.backend(subject="other", hostnames=(OTHER,), token_id="t1")
