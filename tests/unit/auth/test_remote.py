@@ -15,6 +15,7 @@ from nexus.auth.verdict import VERDICT_MAX_BYTES, VerifierDown
 from nexus.errors import AuthError, TokenUnverified
 from nexus.limits import STRANGERS_LINES_MAX
 from nexus.web import WebClient
+from tests.support.hub import eventually
 from tests.support.processes import Pki, free_ports
 from tests.support.web_server import (
     Answer,
@@ -127,10 +128,8 @@ async def test_a_verifier_that_is_not_there_or_not_trusted_is_down(pki: Pki, ser
     await stranger.aclose()
 
 
-async def test_few_are_asked_at_once_and_all_within_the_time(
-    server: WebServer, web: WebClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who waits for a place waits in the same 10 s."""
+async def test_few_are_asked_at_once(server: WebServer, web: WebClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for a place."""
     monkeypatch.setattr(remote, "VERIFICATIONS_MAX", 2)
     verifier = RemoteVerifier(server.url(), web)
     async with asyncio.TaskGroup() as tasks:
@@ -138,11 +137,65 @@ async def test_few_are_asked_at_once_and_all_within_the_time(
             tasks.create_task(verifier.verify(TOKEN))
     assert len(server.asked) == 6
     assert server.most_requests <= 2
-    server.answer = silence
-    verifier = RemoteVerifier(server.url(), web, timeout_s=0.2)
-    outcomes = await asyncio.gather(*(verifier.verify(TOKEN) for _ in range(6)), return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [VerifierDown] * 6
-    assert len(server.asked) == 8
+
+
+async def test_who_waited_while_all_others_failed_sees_a_verifier_that_is_down(
+    server: WebServer, web: WebClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an outage the fallback is there for everybody, not only for those who had a place."""
+    monkeypatch.setattr(remote, "VERIFICATIONS_MAX", 1)
+    verifier = RemoteVerifier(server.url(), web, place_wait_s=0.5)
+    fails = asyncio.Event()
+
+    async def fail_once(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if len(server.asked) == 1:
+            await fails.wait()
+            await _reset(asked, writer)
+        await silence(asked, writer)
+
+    server.answer = fail_once
+    async with asyncio.TaskGroup() as tasks:
+        first, second = (tasks.create_task(_outcome(verifier)) for _ in range(2))
+        await eventually(lambda: server.asked, "the first is asked for")
+        third = tasks.create_task(_outcome(verifier))
+        fails.set()
+        assert type(await first) is type(await third) is VerifierDown
+        assert len(server.asked) == 2
+        second.cancel()
+    assert verifier.answers == {"down": 2}
+
+
+async def _outcome(verifier: RemoteVerifier) -> Exception | None:
+    try:
+        await verifier.verify(TOKEN)
+    except TokenUnverified as error:
+        return error
+    return None
+
+
+async def test_tokens_that_take_all_places_do_not_make_the_verifier_look_down(
+    server: WebServer, web: WebClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or strangers could choose the fallback to local keys by sending many."""
+    monkeypatch.setattr(remote, "VERIFICATIONS_MAX", 1)
+    verifier = RemoteVerifier(server.url(), web, place_wait_s=0.05)
+    answers = asyncio.Event()
+
+    async def slowly(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await answers.wait()
+        await reply_json(GOOD)(asked, writer)
+
+    server.answer = slowly
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(verifier.verify(TOKEN))
+        await eventually(lambda: server.asked, "the first is asked for")
+        with pytest.raises(TokenUnverified) as caught:
+            await verifier.verify(TOKEN)
+        answers.set()
+    assert not isinstance(caught.value, VerifierDown)
+    assert first.result() == GOOD["claims"]
+    assert verifier.answers == {"accepted": 1, "busy": 1}
+    assert len(server.asked) == 1
 
 
 async def test_trouble_does_not_flood_the_log(
