@@ -71,9 +71,11 @@ class Authenticator:
 
     def unready(self) -> tuple[str, ...]:
         """Return why tokens cannot be judged yet, if so."""
-        if self.key_url is not None and self.key_url.fetched_at is None:
+        if self.key_url is None or self.key_url.keys:
+            return ()
+        if self.key_url.fetched_at is None:
             return ("the keys of backendsJWKSURL were not fetched yet",)
-        return ()
+        return ("the key set of backendsJWKSURL holds no usable key",)
 
     async def _payload(self, token: str, now: float) -> Mapping[str, object]:
         if self.verifier is None:

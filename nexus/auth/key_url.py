@@ -3,7 +3,8 @@
 Strategy: one task fetches at the start, then whenever the last answer's ``max-age`` is over (within bounds), soon after
 a failure, and when a token names a key id that nobody has, though for that no more than once in half a minute: whoever
 sends tokens with invented ids must not make us ask the issuer for each. Waiting for such a fetch is the matter of that
-one token; all others are judged by the last good set, which stays whatever the URL answers later.
+one token; all others are judged by the last good set, which stays while the URL answers with anything but a set. A set
+without a usable key is one: whoever withdraws all keys must be heard, so the old ones go, and the node is not ready.
 
 Source: RFC 7517 section 5; RFC 9111 section 5.2.2.1 (max-age).
 """
@@ -53,7 +54,7 @@ class KeyUrl:
 
     @property
     def keys(self) -> tuple[PublicKey, ...]:
-        """The last good set; empty before the first."""
+        """The last good set; empty before the first, and where the issuer publishes no usable key."""
         return self._key_set.keys
 
     async def run(self) -> None:
@@ -99,12 +100,18 @@ class KeyUrl:
         answer = await self._web.get(self._url, max_bytes=KEY_SET_MAX_BYTES)
         if answer.status != _STATUS_OK:
             return self._failed(f"it answered HTTP {answer.status} instead of 200")
-        self._take(parse_key_set(answer.body.decode(), KEY_NAME))
+        self._take(parse_key_set(answer.body.decode(), KEY_NAME, may_be_empty=True))
+        if not self._key_set.keys:  # perhaps by mistake: ask again soon
+            return FRESH_MIN_S
         fresh_s = FRESH_DEFAULT_S if answer.max_age_s is None else float(answer.max_age_s)
         return min(max(fresh_s, FRESH_MIN_S), FRESH_MAX_S)
 
     def _take(self, key_set: KeySet) -> None:
-        if key_set != self._key_set:
+        if not key_set.keys and (self._key_set.keys or self.fetched_at is None):
+            _log.error(
+                "%s: the set holds no usable key: no token signed with a key of it is believed any more", KEY_NAME
+            )
+        elif key_set != self._key_set:
             _log.info("%s: %d keys", KEY_NAME, len(key_set.keys))
         if key_set.skipped != self._key_set.skipped:
             for what in key_set.skipped:
@@ -112,7 +119,7 @@ class KeyUrl:
         self._key_set = key_set
         self._failures, self.failure = 0, ""
         self.fetched_at = time.time()
-        self.fetches["ok"] += 1
+        self.fetches["ok" if key_set.keys else "empty"] += 1
 
     def _failed(self, why: str) -> float:
         self._failures += 1

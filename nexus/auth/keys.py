@@ -79,14 +79,15 @@ class KeySet:
     skipped: tuple[str, ...] = ()
 
 
-def parse_key_set(text: str, source: str) -> KeySet:
+def parse_key_set(text: str, source: str, *, may_be_empty: bool = False) -> KeySet:
     """Read a JSON key set, or PEM public keys; ``source`` is the file or URL it came from.
 
     Raises:
-        ConfigError: there is no usable key, or more than KEYS_MAX.
+        ConfigError: there is no usable key, though a JSON key set ``may_be_empty``, or more than KEYS_MAX.
     """
-    key_set = _parse_jwks(text, source) if text.lstrip().startswith("{") else _parse_pem(text, source)
-    if not key_set.keys:
+    is_json = text.lstrip().startswith("{")
+    key_set = _parse_jwks(text, source) if is_json else _parse_pem(text, source)
+    if not key_set.keys and not (is_json and may_be_empty):
         why = f": {key_set.skipped[0]}" if key_set.skipped else ""
         raise _refusal(source, 0, f"holds no key that tokens can be verified with{why}")
     return KeySet(_distinct(key_set.keys), key_set.skipped)

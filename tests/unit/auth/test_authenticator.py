@@ -158,6 +158,18 @@ async def test_keys_of_a_url_judge_beside_those_of_files(server: WebServer, web:
     assert (await authenticator.verify(signed(CLAIMS, "RS256", kid="of PEM"), NOW)).subject == "shop"
 
 
+async def test_an_issuer_without_keys_makes_the_node_unready(server: WebServer, web: WebClient) -> None:
+    """Until it publishes one."""
+    server.answer = reply(200, b'{"keys": []}')
+    key_url = KeyUrl(server.url("/jwks"), web)
+    authenticator = Authenticator(Keyring(KeySources(SECRET)), key_url=key_url)
+    await key_url.fetch()
+    assert authenticator.unready() == ("the key set of backendsJWKSURL holds no usable key",)
+    server.answer = reply(200, key_set(jwk(private_key("ES256"), kid="e1")).encode())
+    await key_url.fetch()
+    assert authenticator.unready() == ()
+
+
 async def test_a_key_that_cannot_be_looked_up_leaves_the_token_unjudged(server: WebServer, web: WebClient) -> None:
     """In words that do not make an original backend give up: the key may be a new one."""
     key_url = KeyUrl(server.url("/jwks"), web)

@@ -88,7 +88,8 @@ FAULTS: dict[str, tuple[Answer, str]] = {
     "500": (reply(500, NEW), "it answered HTTP 500 instead of 200"),
     "redirect": (_elsewhere, "it answered HTTP 302 instead of 200"),
     "HTML": (reply(200, b"<html>"), "it holds no key"),
-    "no key": (reply(200, b'{"keys": []}'), "it holds no key"),
+    "no set": (reply(200, b'{"error": "try later"}'), "it is no key set"),
+    "empty": (reply(200, b""), "it holds no key"),
     "not UTF-8": (reply(200, b'{"keys": "\xff"}'), "it is not UTF-8 text"),
     "huge": (reply(200, b" " * (KEY_SET_MAX_BYTES + 1)), "the answer is longer than 1048576 bytes"),
 }
@@ -109,6 +110,24 @@ async def test_the_last_good_set_stays(
     (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert message.startswith(f"backendsJWKSURL: not fetched: {why}")
     assert "s old" in message
+    server.answer = reply(200, NEW)
+    assert await key_url.fetch() == FRESH_DEFAULT_S
+    assert _ids(key_url) == ["old", "new"]
+
+
+@pytest.mark.parametrize("document", [b'{"keys": []}', b'{"keys": [{"kty": "oct"}]}'])
+async def test_an_issuer_that_withdraws_all_its_keys_is_heard(
+    server: WebServer, web: WebClient, document: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its old ones are believed no longer; one line says so, and it is asked again soon."""
+    key_url = KeyUrl(server.url("/jwks"), web)
+    await key_url.fetch()
+    server.answer = reply(200, document)
+    assert [await key_url.fetch() for _ in range(2)] == [FRESH_MIN_S] * 2
+    assert key_url.keys == ()
+    assert key_url.fetches == {"ok": 1, "empty": 2}
+    (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert "backendsJWKSURL: the set holds no usable key" in message
     server.answer = reply(200, NEW)
     assert await key_url.fetch() == FRESH_DEFAULT_S
     assert _ids(key_url) == ["old", "new"]
