@@ -55,7 +55,7 @@ class Authenticator:
         """
         payload = await self._payload(token, now)
         claims = parse_claims(payload, _key_id(token))
-        self.keyring.revocations.check(claims.identity)
+        self.keyring.revocations.check(claims.identity, now)
         return claims
 
     async def watch(self, interval_s: float, on_revocations: Callable[[Revocations], None]) -> None:

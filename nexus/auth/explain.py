@@ -185,7 +185,7 @@ def _read_claims(token: str, payload: Mapping[str, object] | None) -> tuple[Clai
 def _admit(question: Question, node: Node, claims: Claims | None) -> list[Finding]:
     if claims is None:
         return [Finding("revocation", Outcome.SKIP, _NO_CLAIMS), Finding("stage", Outcome.SKIP, _NO_CLAIMS)]
-    revocation: Check[Claims] = Check("revocation", lambda found: node.revocations.check(found.identity))
+    revocation: Check[Claims] = Check("revocation", lambda found: node.revocations.check(found.identity, question.now))
     findings = examine((revocation,), claims)
     if question.stage == "handshake":
         findings += examine(STAGE0_CHECKS, Trial(claims, node.policy, Grant(), question.now))

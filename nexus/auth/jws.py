@@ -32,6 +32,10 @@ AUDIENCE: Final = "nexus"
 TOKEN_MAX_BYTES: Final = 65_536
 """Longest token looked at; ours. About 2,000 hostnames fit; the work on a refused token stays at a few milliseconds."""
 
+ISSUED_AHEAD_MAX_S: Final = 60
+"""How far ahead of our clock a token may say that it was issued where its age counts; ours. The original has no limit:
+whoever dates a token a year ahead never sees it grow old. Dates of ``exp`` and ``nbf`` have no leeway at all."""
+
 
 class _PlainHmac(HMACAlgorithm):
     """HMAC over the secret as it is written."""

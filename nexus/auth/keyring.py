@@ -92,7 +92,7 @@ class Keyring:
         for warning in self.warnings:
             if warning not in before:
                 _log.warning("%s", warning)
-        return self._revocations is not None and _look(self._revocations)
+        return self._revocations is not None and _look_at_list(self._revocations)
 
 
 def parse_secret(text: str, source: str) -> str:
@@ -114,6 +114,15 @@ def _follow(path: Path | None, parse: Callable[[str, str], T], problems: list[Pr
     except ConfigError as error:
         problems.extend(error.problems)
         return None
+
+
+def _look_at_list(file: FollowedFile[Revocations]) -> bool:
+    before = file.value
+    changed = _look(file)
+    if gone := before.narrowed(file.value):
+        what = "%s: %d of %d entries are gone or narrower: tokens that they revoked are believed again"
+        _log.warning(what, file.path, gone, len(before.entries))
+    return changed
 
 
 def _look(file: FollowedFile[str] | FollowedFile[KeySet] | FollowedFile[Revocations]) -> bool:

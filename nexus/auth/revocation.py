@@ -8,7 +8,8 @@
 
 Strategy: three kinds of entry in one grammar. A value is one word, or a JSON string in quotes. ``#`` at the beginning
 of a word starts a comment. Without ``before`` an entry means every token; with it those issued before that moment,
-among which a token without ``iat`` counts as well. What a line does not say plainly is a mistake, never a guess: a list
+among which a token without ``iat`` counts as well, and one whose ``iat`` is in the future: neither says when it was
+issued. What a line does not say plainly is a mistake, never a guess: a list
 that silently revoked less than its author meant would be worse than none. All mistakes are reported together.
 
 Source: RFC 3339 section 5.6 for the moment; RFC 7519 sections 4.1.2, 4.1.6, 4.1.7 and RFC 7515 section 4.1.4
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
 
+from nexus.auth.jws import ISSUED_AHEAD_MAX_S
 from nexus.errors import AuthError, ConfigError, Problem
 
 Kind = Literal["sub", "jti", "kid"]
@@ -52,9 +54,15 @@ class Revocations:
 
     entries: Mapping[tuple[Kind, str], float] = field(default_factory=dict)
 
-    def reason(self, tokens: Iterable[TokenIdentity]) -> str:
-        """Return by what one of the tokens is revoked, such as ``its sub is revoked``; nothing if none is."""
+    def reason(self, tokens: Iterable[TokenIdentity], now: float) -> str:
+        """Return by what one of the tokens is revoked, such as ``its sub is revoked``; nothing if none is.
+
+        ``now`` is seconds since the epoch; a token that is dated more than ISSUED_AHEAD_MAX_S later is not believed.
+        """
         for token in tokens if self.entries else ():
+            issued_at = -_FOREVER if token.issued_at is None else token.issued_at
+            if issued_at > now + ISSUED_AHEAD_MAX_S:
+                issued_at = -_FOREVER
             named: tuple[tuple[Kind, str], ...] = (
                 ("sub", token.subject),
                 ("jti", token.token_id),
@@ -62,17 +70,21 @@ class Revocations:
             )
             for kind, value in named:
                 before = self.entries.get((kind, value)) if value else None
-                if before is not None and (token.issued_at is None or token.issued_at < before):
+                if before is not None and issued_at < before:
                     return f"its {kind} is revoked" + ("" if before == _FOREVER else " for tokens as old")
         return ""
 
-    def check(self, token: TokenIdentity) -> str:
-        """Return what was found for a token that is not revoked.
+    def narrowed(self, newer: Revocations) -> int:
+        """Count the entries by which a newer list revokes fewer tokens than this one, or none."""
+        return sum(newer.entries.get(key, -_FOREVER) < before for key, before in self.entries.items())
+
+    def check(self, token: TokenIdentity, now: float) -> str:
+        """Return what was found for a token that is not revoked at ``now``, in seconds since the epoch.
 
         Raises:
             AuthError: it is.
         """
-        if reason := self.reason((token,)):
+        if reason := self.reason((token,), now):
             raise AuthError(f"invalid token: {reason}")
         return f"in none of {len(self.entries)} entries"
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from nexus.auth.checks import Check
 from nexus.auth.claims import Claims, UdpRoute
+from nexus.auth.jws import ISSUED_AHEAD_MAX_S
 from nexus.errors import AuthError
 from nexus.hostnames import is_port_key, normalize_wildcard
 
@@ -144,6 +145,8 @@ def _check_age(trial: Trial) -> str:
     if issued_at is None:
         raise AuthError("token claims handshake_max_age_seconds, but has no iat")
     age = trial.now - issued_at
+    if age < -ISSUED_AHEAD_MAX_S:
+        raise AuthError(f"token claims handshake_max_age_seconds, but its iat is {-age:.0f} s ahead; check the clocks")
     if age > limit:
         raise AuthError(f"token was issued {age:.0f} s ago, but its handshake_max_age_seconds is {limit}")
     return f"issued {age:.0f} s ago, at most {limit} s"

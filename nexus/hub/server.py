@@ -219,7 +219,7 @@ class HubServer:
             for (
                 identity
             ) in grant.tokens:  # the first was judged a while ago; nothing is awaited from here to the session
-                self._revocations.check(identity)
+                self._revocations.check(identity, time.time())
             self._check_subject(grant)
             handshake.accept()
             if link.lost.done():  # nobody would tell the session of its end any more
@@ -243,7 +243,7 @@ class HubServer:
         """End the sessions that stand on a token which is revoked now, and let no handshake on such a one succeed."""
         self._revocations = revocations
         for backend in tuple(self._registry.sessions):
-            if reason := revocations.reason(backend.grant.tokens):
+            if reason := revocations.reason(backend.grant.tokens, time.time()):
                 _log.warning("ending the session of %s: %s", backend.name, reason)
                 backend.session.link.close(CLOSE_POLICY, "revoked")
 

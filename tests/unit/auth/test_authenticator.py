@@ -133,11 +133,11 @@ async def test_a_list_that_changes_is_told_of(tmp_path: Path) -> None:
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         watching = tasks.create_task(authenticator.watch(0.005, told.put_nowait))
         write_private(revoked, b"sub shop")
-        assert (await told.get()).reason([TokenIdentity("shop")])
+        assert (await told.get()).reason([TokenIdentity("shop")], NOW)
         watching.cancel()
     write_private(revoked, b"")
     authenticator.look(told.put_nowait)
-    assert not told.get_nowait().reason([TokenIdentity("shop")])
+    assert not told.get_nowait().reason([TokenIdentity("shop")], NOW)
 
 
 # -- A key set behind a URL -------------------------------------------------------------------------------------------

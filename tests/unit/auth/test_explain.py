@@ -286,7 +286,7 @@ def _hub(question: Question, policy: Policy, first: Claims | None) -> bool:
     try:
         payload = verify_token(question.token, question.secrets, question.now, require_expiry=policy.require_expiry)
         claims = parse_claims(payload)
-        NODE.revocations.check(claims.identity)
+        NODE.revocations.check(claims.identity, question.now)
         if first is None:
             check_stage0(claims, policy, question.now)
         else:

@@ -13,6 +13,7 @@ from nexus.errors import ConfigError
 from nexus.files import write_private
 from tests.support.signing import jwk, key_set, private_key, public_pem
 
+NOW = 1000.0
 SECRET = "a-secret-of-the-test-with-32-bytes"
 
 
@@ -25,7 +26,7 @@ def test_without_files_there_is_the_secret_alone() -> None:
     """Or nothing at all."""
     keyring = Keyring(KeySources("written in the configuration"))
     assert (keyring.secrets, keyring.public_keys) == ((b"written in the configuration",), ())
-    assert keyring.revocations.reason([TokenIdentity("x")]) == ""
+    assert keyring.revocations.reason([TokenIdentity("x")], NOW) == ""
     assert not keyring.warnings
     assert not keyring.look()
     assert Keyring(KeySources()).secrets == ()
@@ -55,15 +56,20 @@ def test_public_keys_and_revocations_follow_their_files(tmp_path: Path, caplog: 
     revoked = _write(tmp_path / "revoked", "sub a\n")
     keyring = Keyring(KeySources(key_file=keys, revocation_file=revoked))
     assert [key.algorithm for key in keyring.public_keys] == ["ES256"]
-    assert keyring.revocations.reason([TokenIdentity("a")])
+    assert keyring.revocations.reason([TokenIdentity("a")], NOW)
     assert not keyring.look()
     _write(keys, key_set(jwk(private_key("EdDSA"), kid="e"), {"kty": "oct"}))
     _write(revoked, "sub b\n")
     assert keyring.look()
     assert [key.key_id for key in keyring.public_keys] == ["e"]
-    assert not keyring.revocations.reason([TokenIdentity("a")])
+    assert not keyring.revocations.reason([TokenIdentity("a")], NOW)
     assert f"{keys}: keys[1] has a kty other than RSA, EC and OKP: skipped" in caplog.text
     assert f"{revoked}: read again" in caplog.text
+    assert f"{revoked}: 1 of 1 entries are gone or narrower: tokens that they revoked are believed again" in caplog.text
+    caplog.clear()
+    _write(revoked, "sub b\nsub c\n")
+    assert keyring.look()
+    assert "gone" not in caplog.text
     lines = len(caplog.records)
     assert not keyring.look()
     assert len(caplog.records) == lines
@@ -85,7 +91,7 @@ def test_a_file_that_spoils_keeps_what_was_in_force_and_is_logged_once(
         assert not keyring.look()
     assert keyring.secrets == (SECRET.encode(),)
     assert len(keyring.public_keys) == 1
-    assert keyring.revocations.reason([TokenIdentity("a")])
+    assert keyring.revocations.reason([TokenIdentity("a")], NOW)
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert [message.partition(": ")[0] for message in messages] == [str(secret), str(keys), str(revoked)]
     assert all("the old content stays in force" in message for message in messages)

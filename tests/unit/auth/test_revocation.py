@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.auth import revocation
+from nexus.auth.jws import ISSUED_AHEAD_MAX_S
 from nexus.auth.revocation import Revocations, TokenIdentity, parse_moment, parse_revocations
 from nexus.errors import AuthError, ConfigError
 
@@ -22,6 +23,7 @@ kid 2025-key before 2026-11-25T12:00:00.5+02:00\r
 sub x#y
 """
 MOMENT = 1_795_600_800  # 2026-11-25T10:00:00Z
+NOW = MOMENT + 1000
 
 
 def test_every_form_of_an_entry_is_read() -> None:
@@ -46,24 +48,46 @@ def test_every_form_of_an_entry_is_read() -> None:
         (TokenIdentity(key_id="2025-key"), "its kid is revoked for tokens as old"),
         (TokenIdentity(key_id="2025-key", issued_at=MOMENT), "its kid is revoked for tokens as old"),
         (TokenIdentity(key_id="2025-key", issued_at=MOMENT + 1), ""),
+        (TokenIdentity(key_id="2025-key", issued_at=NOW + ISSUED_AHEAD_MAX_S), ""),
+        (
+            TokenIdentity(key_id="2025-key", issued_at=NOW + ISSUED_AHEAD_MAX_S + 1),
+            "its kid is revoked for tokens as old",
+        ),
         (TokenIdentity("shop", issued_at=2**62), "its sub is revoked"),
     ],
 )
 def test_a_token_is_revoked_by_any_of_its_names(token: TokenIdentity, reason: str) -> None:
-    """One without a date is older than any moment."""
+    """One without a date is older than any moment, and so is one whose date cannot be true."""
     revocations = parse_revocations(LIST, "list")
-    assert revocations.reason([TokenIdentity("innocent"), token]) == reason
+    assert revocations.reason([TokenIdentity("innocent"), token], NOW) == reason
     if reason:
         with pytest.raises(AuthError, match=f"^invalid token: {reason}$"):
-            revocations.check(token)
+            revocations.check(token, NOW)
     else:
-        assert revocations.check(token) == "in none of 5 entries"
+        assert revocations.check(token, NOW) == "in none of 5 entries"
+
+
+@pytest.mark.parametrize(
+    ("newer", "narrowed"),
+    [
+        ("sub a\njti b before 2026-01-01T00:00:00Z", 0),
+        ("sub a\njti b\nkid c", 0),
+        ("sub a before 2026-01-01T00:00:00Z\njti b", 1),
+        ("sub a\njti b before 2025-01-01T00:00:00Z", 1),
+        ("sub A\njti b", 1),
+        ("", 2),
+    ],
+)
+def test_a_list_that_revokes_less_is_told_from_one_that_revokes_more(newer: str, narrowed: int) -> None:
+    """Entry by entry."""
+    older = parse_revocations("sub a\njti b before 2026-01-01T00:00:00Z", "list")
+    assert older.narrowed(parse_revocations(newer, "list")) == narrowed
 
 
 def test_an_empty_list_revokes_nothing() -> None:
     """Nor does none at all."""
     assert parse_revocations("# nothing\n", "list") == Revocations()
-    assert Revocations().reason([TokenIdentity("", "", "")]) == ""
+    assert Revocations().reason([TokenIdentity("", "", "")], NOW) == ""
 
 
 def test_of_two_entries_the_wider_counts() -> None:
@@ -145,4 +169,4 @@ def test_every_value_can_be_named(kind: str, value: str, issued_at: int | None) 
     """In quotes, as JSON writes it."""
     revocations = parse_revocations(f"{kind} {json.dumps(value)}", "list")
     names = {"sub": "subject", "jti": "token_id", "kid": "key_id"}
-    assert revocations.reason([TokenIdentity(**{names[kind]: value}, issued_at=issued_at)])
+    assert revocations.reason([TokenIdentity(**{names[kind]: value}, issued_at=issued_at)], NOW)
