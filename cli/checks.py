@@ -12,6 +12,7 @@ from pathlib import Path
 
 from backend_client.config import MASK, ClientFile, load_client_file
 from backend_client.config_keys import CLIENT_KEYS
+from cli.options import SECRET_VARIABLE
 from nexus.auth.keyring import Keyring
 from nexus.config.admission import key_sources_of
 from nexus.config.load import load_node_config
@@ -19,6 +20,7 @@ from nexus.config.model import NodeConfig
 from nexus.config.unserved import unserved_features
 from nexus.document import Field, Kind, MappingNode, Record, ScalarNode, load, read
 from nexus.errors import ConfigError, Problem, TlsFileError
+from nexus.files import is_exposed
 from nexus.tls.certificates import CertificateFiles, read_certificate
 from nexus.tls.contexts import hub_client_context
 
@@ -77,7 +79,19 @@ def check_node(path: Path) -> CheckedNode:
         raise ConfigError(Problem(str(path), 0, key, str(error))) from None
     oddities = (Problem(str(path), 0, "hubTlsCertFile", text) for text in certificate.warnings(time.time()))
     weak = (Problem(str(path), 0, "", text) for text in keyring.warnings if not _is_known(text, config))
-    return CheckedNode(config, loaded.effective, (*loaded.warnings, *oddities, *weak))
+    exposed = _exposed_secrets(path, config)
+    return CheckedNode(config, loaded.effective, (*loaded.warnings, *oddities, *weak, *exposed))
+
+
+def _exposed_secrets(path: Path, config: NodeConfig) -> Iterator[Problem]:
+    """Yield the files of secrets that others may read or write, the configuration itself where it holds one."""
+    sources = key_sources_of(config)
+    for file in filter(is_exposed, sources.secret_files):
+        what = f"{file}: holds a secret and is open to other users"
+        yield Problem(str(path), 0, "", what, f"run: chmod 600 {file}")
+    if sources.secret and SECRET_VARIABLE not in os.environ and is_exposed(path):
+        what = "is written here, and the file is open to other users"
+        yield Problem(str(path), 0, "backendsJWTSecret", what, f"run: chmod 600 {path}")
 
 
 def _is_known(warning: str, config: NodeConfig) -> bool:

@@ -28,6 +28,7 @@ PRIVATE_MODE = 0o600
 PUBLIC_MODE = 0o644
 """Permission bits of certificates and configuration: everybody reads."""
 
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _TEMPORARY_NAME_BYTES = 8
 """Random bytes in a temporary name: enough that two writers in one directory never meet."""
 
@@ -74,6 +75,14 @@ def read_file(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise _refusal(source, line, "is not UTF-8 text", "save the file as UTF-8") from None
+
+
+def is_exposed(path: Path) -> bool:
+    """Tell whether users besides the owner may do anything with a file; one that cannot be looked at is not."""
+    try:
+        return bool(path.stat().st_mode & _OTHERS)
+    except (OSError, ValueError):
+        return False
 
 
 def file_signature(path: Path) -> FileSignature:

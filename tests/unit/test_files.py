@@ -15,6 +15,7 @@ from nexus.files import (
     PRIVATE_MODE,
     PUBLIC_MODE,
     FollowedFile,
+    is_exposed,
     read_file,
     write_private,
     write_public,
@@ -176,3 +177,23 @@ def test_a_followed_file_must_be_one_from_the_start(tmp_path: Path, kind: str) -
         os.mkfifo(path)
     with pytest.raises(ConfigError, match=rf"{kind}: (no such file|is a directory|is not a regular file)"):
         FollowedFile(path, _upper)
+
+
+# -- Modes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "exposed"), [(0o600, False), (0o700, False), (0o400, False), (0o640, True), (0o604, True), (0o620, True)]
+)
+def test_a_file_is_exposed_when_others_may_do_anything_with_it(tmp_path: Path, mode: int, exposed: bool) -> None:
+    """Group and world alike; who writes a secret knows it as well."""
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(mode)
+    assert is_exposed(path) is exposed
+
+
+def test_what_is_not_there_is_not_exposed(tmp_path: Path) -> None:
+    """Others tell of it."""
+    assert not is_exposed(tmp_path / "absent")
+    assert not is_exposed(Path("a\0b"))

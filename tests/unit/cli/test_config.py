@@ -141,6 +141,26 @@ def test_files_of_keys_are_part_of_the_check(directory: Path) -> None:
     assert "short-secret" not in outcome.stderr
 
 
+def test_secrets_that_others_may_read_are_warned_of(directory: Path) -> None:
+    """In a file of their own or in the configuration; one from the environment is in neither."""
+    (directory / "secret").chmod(0o640)
+    outcome = nexus("config", "check", str(directory / "server.yaml"))
+    assert outcome.code == 0
+    assert f"{directory / 'secret'}: holds a secret and is open to other users; run: chmod 600" in outcome.stderr
+    document = yaml.safe_load((directory / "server.yaml").read_text())
+    del document["backendsJWTSecretFile"]
+    file = directory / "inline.yaml"
+    file.write_text(yaml.safe_dump(document | {"backendsJWTSecret": "s" * 32}))
+    what = f"{file}: backendsJWTSecret: is written here, and the file is open to other users"
+    file.chmod(0o644)
+    assert what in nexus("config", "check", str(file)).stderr
+    file.chmod(0o600)
+    assert "other users" not in nexus("config", "check", str(file)).stderr
+    file.chmod(0o644)
+    environ = {"NEXUS_BACKENDS_JWT_SECRET": "t" * 32}
+    assert "other users" not in nexus("config", "check", str(file), env=environ).stderr
+
+
 def test_serve_check_is_config_check(directory: Path) -> None:
     """Same words, same exit code, also for warnings."""
     (directory / "certs" / "hub.key").chmod(0o644)
