@@ -26,6 +26,7 @@ class Tokens:
     def __init__(self) -> None:
         self.requests: list[TokenRequest] = []
         self.error: Exception | None = None
+        self.failing_nonce: str | None = None
         self.slow: asyncio.Event | None = None
         self.slow_stage = "attest"
         self.cancelled = 0
@@ -39,7 +40,7 @@ class Tokens:
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-        if self.error is not None:
+        if self.error is not None and self.failing_nonce in {None, request.nonce}:
             raise self.error
         return f" {request.stage}-token\n"
 

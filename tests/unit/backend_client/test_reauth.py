@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from functools import partial
 
 import pytest
 
+from backend_client import reauth
 from backend_client.backoff import REJECTED_BASE_S
 from backend_client.connection import Connection
 from backend_client.events import EventKind
+from backend_client.reauth import SUPERSEDED_MAX
 from nexus.errors import TokenProviderError
 from tests.support.clients import Events, Tokens, be_impatient, forwarder, running
 from tests.support.fake_hub import HubSession, fake_hub
@@ -28,8 +29,9 @@ def events() -> Events:
 
 
 @pytest.fixture
-def tokens() -> Tokens:
-    """A provider whose tokens for re-authentication can be made to take long."""
+def tokens(monkeypatch: pytest.MonkeyPatch) -> Tokens:
+    """A provider whose tokens for re-authentication can be made to take long; they are fetched without a pause."""
+    monkeypatch.setattr(reauth, "FETCH_INTERVAL_S", 0.0)
     provider = Tokens()
     provider.slow_stage = "reauth"
     return provider
@@ -84,23 +86,64 @@ async def test_streams_flow_while_a_token_is_fetched(events: Events, tokens: Tok
         assert client.stats.sessions_total == 1
 
 
-def _has_fetched(tokens: Tokens, count: int) -> bool:
-    return tokens.stages.count("reauth") == count
-
-
 async def test_the_newest_challenge_counts(tokens: Tokens) -> None:
-    """The provider is let off the older one, and one token is sent."""
+    """One token is fetched at a time; the older one's is not sent, which the hub would take for the newer one's."""
     tokens.slow = asyncio.Event()
     async with fake_hub() as hub, running(hub.url, tokens=tokens):
         session = await hub.session()
-        for count, nonce in enumerate(("old", "new"), 1):
+        await ask(session, "old")
+        await eventually(lambda: "reauth" in tokens.stages, "a token is being fetched")
+        for nonce in ("newer", "newest"):
             await ask(session, nonce)
-            await eventually(partial(_has_fetched, tokens, count), "it is fetched")
-        assert tokens.cancelled == 1
+        await session.settle()
+        assert tokens.stages.count("reauth") == 1
+        assert not tokens.cancelled
         tokens.slow.set()
         await answers(session, 1)
         await session.settle()
         assert session.tokens[2:] == ["reauth-token"]
+        assert [request.nonce for request in tokens.requests[2:]] == ["old", "newest"]
+
+
+async def test_a_token_that_fails_for_an_older_challenge_costs_nothing(events: Events, tokens: Tokens) -> None:
+    """The newer one is answered."""
+    tokens.slow = asyncio.Event()
+    tokens.error = TokenProviderError("the nonce is too old")
+    tokens.failing_nonce = "old"
+    async with fake_hub() as hub, running(hub.url, tokens=tokens, events=events):
+        session = await hub.session()
+        await ask(session, "old")
+        await eventually(lambda: "reauth" in tokens.stages, "a token is being fetched")
+        await ask(session, "new")
+        await session.settle()
+        tokens.slow.set()
+        assert await answers(session, 1) == ["reauth-token"]
+        assert EventKind.DISCONNECTED not in events.kinds
+
+
+async def test_tokens_are_fetched_at_a_measured_pace(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that waits for each answer cannot start program after program at once."""
+    monkeypatch.setattr(reauth, "FETCH_INTERVAL_S", 3600.0)
+    async with fake_hub() as hub, running(hub.url, tokens=tokens):
+        session = await hub.session()
+        await ask(session, "first")
+        await answers(session, 1)
+        await ask(session, "second")
+        await session.settle()
+        assert tokens.stages.count("reauth") == 1
+
+
+async def test_a_hub_that_waits_for_no_answer_is_left(events: Events, tokens: Tokens) -> None:
+    """With a reason, and without a token for each of its challenges."""
+    tokens.slow = asyncio.Event()
+    async with fake_hub() as hub, running(hub.url, tokens=tokens, events=events):
+        session = await hub.session()
+        for number in range(SUPERSEDED_MAX + 2):
+            await ask(session, f"n-{number}")
+        ended = await events.next(EventKind.DISCONNECTED)
+        assert f"asked {SUPERSEDED_MAX + 1} times to re-authenticate without waiting" in ended.detail
+        assert tokens.stages.count("reauth") == 1
+        assert events.kinds.count(EventKind.REAUTH_STARTED) == 1
 
 
 async def test_without_a_token_the_session_ends_and_the_client_comes_back(
