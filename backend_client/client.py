@@ -30,6 +30,7 @@ from nexus.errors import ConfigError, NexusError, OutboundError, Problem, Reject
 from nexus.link.connection import WEBSOCKET_LOG, Link, LinkEnd
 from nexus.link.inbox import Inbox
 from nexus.link.stream import Stream
+from nexus.masking import mask_url
 from nexus.protocol.constants import (
     CHALLENGE_TIMEOUT_S,
     CLIENT_DEAD_AFTER_S,
@@ -104,9 +105,10 @@ class BackendClient:
     ) -> None:
         """Take the hub's URL (``wss://host:port/connect``) inside a running event loop.
 
-        ``context`` verifies the hub, by default against the system's roots. Raises ConfigError when the URL is none.
+        ``context`` verifies the hub, by default against the system's roots. A user and password in the URL are sent to
+        the hub; ``self.hub`` is the URL as it may be shown. Raises ConfigError when the URL is none.
         """
-        self.hub = hub
+        self.hub = mask_url(hub)
         self._uri = _parse_hub(hub)
         self._identity = identity
         self._tokens = tokens
@@ -394,8 +396,9 @@ async def _limit(limit_s: float, what: str) -> AsyncIterator[None]:
 def _parse_hub(url: str) -> WebSocketURI:
     try:
         return parse_uri(url)
-    except (InvalidURI, ValueError) as error:  # a port that is none is a ValueError
-        what = f"this is not the URL of a hub: {error.msg if isinstance(error, InvalidURI) else error}"
+    except (InvalidURI, ValueError) as error:  # a ValueError's text repeats parts of the URL
+        why = error.msg if isinstance(error, InvalidURI) else "its host or port cannot be read"
+        what = f"this is not the URL of a hub: {why}"
         raise ConfigError(Problem("hub", 0, "", what, "write wss://host:port/connect")) from None
 
 

@@ -33,9 +33,9 @@ from nexus.document import Record, in_file_order, load, read, read_file
 from nexus.document.addresses import check_host_port, is_loopback, parse_host_port
 from nexus.errors import ConfigError, Problem
 from nexus.hostnames import is_port_key, normalize_wildcard
+from nexus.masking import MASK, shown
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-MASK = "********"  # says that there is a secret, not how long it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,12 @@ class Attestation:
     allowed_outbound_ports: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        """Show every attribute, the secret and the values of the environment masked."""
-        shown = {spec.name: getattr(self, spec.name) for spec in fields(self)}
-        shown["hmac_secret"] = MASK if self.hmac_secret else ""
-        shown["env"] = dict.fromkeys(self.env, MASK)
-        return f"Attestation({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        """Show every attribute, the secret, arguments and values of the environment masked, passwords in URLs, too."""
+        values = {spec.name: shown(getattr(self, spec.name)) for spec in fields(self)}
+        values["hmac_secret"] = MASK if self.hmac_secret else ""
+        values["args"] = (MASK,) * len(self.args)
+        values["env"] = dict.fromkeys(self.env, MASK)
+        return f"Attestation({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,7 @@ class BackendConfig:
     """One backend: what it claims, where its hubs are, and where its streams go."""
 
     name: str
-    nexus_addresses: tuple[str, ...]
+    nexus_addresses: tuple[str, ...] = field(repr=False)  # a URL may hold a password
     attestation: Attestation
     port_mappings: Mapping[int, PortMapping]
     hostnames: tuple[str, ...] = ()
@@ -217,8 +218,8 @@ def _url_mistake(address: str) -> str:
     try:
         url = urlsplit(address.strip())
         port = url.port
-    except ValueError as error:
-        return f"is not a URL: {error}"
+    except ValueError:  # its text would repeat parts of the URL
+        return "is not a URL: its host or port cannot be read"
     if url.scheme not in ("ws", "wss") or not url.hostname:
         return "must be a ws:// or wss:// URL with a host"
     if port == 0 or url.fragment:  # RFC 6455 3: no fragment

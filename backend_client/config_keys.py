@@ -43,7 +43,7 @@ _UDP_ROUTE_KEYS = (
 )
 _ATTESTATION_KEYS = (
     _text("command", "program that prints a token; wins over the secret"),
-    Field(key="args", kind=Kind.STRINGS, doc="its arguments"),
+    Field(key="args", kind=Kind.STRINGS, doc="its arguments", secret=True),
     Field(key="env", kind=Kind.STRING_MAP, doc="variables added to its environment", secret=True),
     _seconds("timeoutSeconds", "time it may take", DEFAULT_COMMAND_TIMEOUT_S),
     _seconds("cacheHandshakeSeconds", "how long a handshake token is used again; 0 = never"),

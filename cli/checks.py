@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from backend_client.config import MASK, ClientFile, load_client_file
+from backend_client.config import ClientFile, load_client_file
 from backend_client.config_keys import CLIENT_KEYS
 from cli.options import SECRET_VARIABLE
 from nexus.auth.keyring import Keyring
@@ -21,6 +21,7 @@ from nexus.config.unserved import unserved_features
 from nexus.document import Field, Kind, MappingNode, Record, ScalarNode, load, read
 from nexus.errors import ConfigError, Problem, TlsFileError
 from nexus.files import is_exposed
+from nexus.masking import MASK, shown
 from nexus.tls.certificates import CertificateFiles, read_certificate
 from nexus.tls.contexts import hub_client_context
 
@@ -141,5 +142,13 @@ def _shown(spec: Field, value: object) -> object:
     if isinstance(value, Mapping):
         return {key: MASK if spec.secret else _shown(spec, item) for key, item in value.items()}
     if spec.secret:
-        return MASK if value else ""
+        return _masked(value)
+    value = shown(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _masked(value: object) -> object:
+    """Tell that there is a secret, or how many; nothing where there is none."""
+    if isinstance(value, tuple):
+        return [MASK] * len(value)
+    return MASK if value else ""

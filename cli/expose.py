@@ -38,6 +38,7 @@ from cli.options import (
 )
 from nexus import logs
 from nexus.hostnames import is_port_key, normalize_wildcard
+from nexus.masking import mask_url
 from nexus.protocol.constants import CONNECT_PATH
 
 HTTPS_PORT: Final = 443  # RFC 9110 4.2.2
@@ -106,7 +107,7 @@ def expose(  # noqa: PLR0913 — one option for each choice
         run = _Run(ClientFile((backend,)), reporter)
         run_clients(run.start)
     if run.refused:
-        render.fail(f"{hub}: gave up after {PERSISTENT_REJECTIONS} refusals: {run.refused}")
+        render.fail(f"{mask_url(hub)}: gave up after {PERSISTENT_REJECTIONS} refusals: {run.refused}")
         raise typer.Exit(EXIT_FAILURE)
 
 
@@ -116,7 +117,7 @@ def hub_url(text: str) -> str:
         uri = parse_uri(text)
     except (InvalidURI, ValueError):
         raise typer.BadParameter(
-            f"{text!r} is not a hub's URL; write wss://hub.example.com:8443", param_hint="--hub"
+            f"{mask_url(text)!r} is not a hub's URL; write wss://hub.example.com:8443", param_hint="--hub"
         ) from None
     return text if uri.path not in ("", "/") or uri.query else text.rstrip("/") + CONNECT_PATH
 

@@ -18,10 +18,11 @@ from typing import Any
 from nexus.auth.keys import secret_fault
 from nexus.config import rules
 from nexus.config.keys import NODE_KEYS, attribute_name, scalar_paths, variable_name
-from nexus.config.model import MASK, NodeConfig, PeekTimeouts, PeerAuthentication
+from nexus.config.model import NodeConfig, PeekTimeouts, PeerAuthentication
 from nexus.document import Field, Place, Reading, Record, ScalarNode, in_file_order, load, read, read_file
 from nexus.document.addresses import ServiceResolver
 from nexus.errors import ConfigError, Problem
+from nexus.masking import MASK, shown
 
 _SECRET = "backendsJWTSecret"  # noqa: S105 — the key's name
 _SECRET_FILE = "backendsJWTSecretFile"  # noqa: S105 — the key's name
@@ -118,11 +119,12 @@ def _attributes(record: Record) -> dict[str, Any]:
 
 
 def _effective(record: Record, secret: str) -> dict[str, object]:
-    shown = {spec.key: _shown(spec, record.values[spec.key]) for spec in NODE_KEYS}
-    return shown | {_SECRET: MASK if secret else ""}
+    values = {spec.key: _shown(spec, record.values[spec.key]) for spec in NODE_KEYS}
+    return values | {_SECRET: MASK if secret else ""}
 
 
 def _shown(spec: Field, value: object) -> object:
     if isinstance(value, Record):
         return {inner.key: _shown(inner, value.values[inner.key]) for inner in spec.fields}
+    value = shown(value)
     return list(value) if isinstance(value, tuple) else value

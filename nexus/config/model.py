@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from nexus.config.keys import NODE_KEYS, attribute_name
+from nexus.masking import MASK, shown
 
-MASK = "********"  # says that there is a secret, not how long it is
 _SECRET_ATTRIBUTES = frozenset(attribute_name(spec.key) for spec in NODE_KEYS if spec.secret)
 
 
@@ -95,10 +95,10 @@ class NodeConfig:
     max_refusals_per_source: int
 
     def __repr__(self) -> str:
-        """Show every attribute, secrets masked."""
-        shown = (f"{spec.name}={_masked(spec.name, getattr(self, spec.name))!r}" for spec in fields(self))
-        return f"NodeConfig({', '.join(shown)})"
+        """Show every attribute, secrets masked, passwords in URLs among them."""
+        attributes = (f"{spec.name}={_masked(spec.name, getattr(self, spec.name))!r}" for spec in fields(self))
+        return f"NodeConfig({', '.join(attributes)})"
 
 
 def _masked(name: str, value: object) -> object:
-    return MASK if name in _SECRET_ATTRIBUTES and value else value
+    return MASK if name in _SECRET_ATTRIBUTES and value else shown(value)

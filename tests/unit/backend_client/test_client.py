@@ -406,6 +406,27 @@ async def test_no_token_is_in_an_event_or_in_the_log(
 # -- Hubs that cannot be reached ------------------------------------------------------------------------------------
 
 
+async def test_a_password_in_the_url_is_for_the_hub_alone(events: Events) -> None:
+    """It logs in there, and is in nothing that the client tells."""
+    async with (
+        fake_hub() as hub,
+        running(hub.url.replace("://", "://user:hush@") + "?key=hush", events=events) as client,
+    ):
+        session = await hub.session()
+        assert session.websocket.request is not None
+        assert session.websocket.request.headers["Authorization"] == "Basic dXNlcjpodXNo"
+        assert session.path.endswith("?key=hush")
+        assert client.hub == hub.url.replace("://", "://********@") + "?********"
+    assert {event.hub for event in events.all} == {client.hub}
+
+
+async def test_an_address_that_is_none_is_not_repeated() -> None:
+    """Its parts may be a password."""
+    with pytest.raises(ConfigError) as caught:
+        BackendClient("wss://user:hush", Identity("b"), Tokens(), forwarder())
+    assert "hush" not in str(caught.value)
+
+
 @pytest.mark.parametrize("hub", ["http://h/connect", "nonsense", "wss:///connect", "wss://h:99999/", "wss://h/#x"])
 async def test_an_address_that_is_none_is_an_error_at_once(hub: str) -> None:
     """With a mend, before anything runs."""

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from backend_client.config import (
-    MASK,
     Attestation,
     BackendConfig,
     FlowControl,
@@ -18,6 +17,7 @@ from backend_client.config import (
 )
 from backend_client.socks5 import Login
 from nexus.errors import ConfigError
+from nexus.masking import MASK
 
 SAMPLE = Path(__file__).parents[1] / "config" / "samples" / "client.yaml"
 LEAST = {
@@ -156,7 +156,11 @@ def test_an_empty_file_lacks_backends(path: Path) -> None:
         ({"nexusAddresses": "['wss:///connect']"}, ["nexusAddresses[0]: must be a ws:// or wss:// URL with a host"]),
         ({"nexusAddresses": "['wss://h:0/c']"}, ["nexusAddresses[0]: must have no fragment and no port 0"]),
         ({"nexusAddresses": "['wss://h/c#x']"}, ["nexusAddresses[0]: must have no fragment and no port 0"]),
-        ({"nexusAddresses": "['wss://[h/c']"}, ["nexusAddresses[0]: is not a URL: Invalid IPv6 URL"]),
+        (
+            {"nexusAddresses": "['wss://user:secret']"},
+            ["nexusAddresses[0]: is not a URL: its host or port cannot be read"],
+        ),
+        ({"nexusAddresses": "['wss://[h/c']"}, ["nexusAddresses[0]: is not a URL: its host or port cannot be read"]),
         ({"attestation": None}, ["attestation: names no source of tokens"]),
         ({"attestation": "{hmacSecret: ' '}"}, ["attestation: names no source of tokens"]),
         (
@@ -288,8 +292,9 @@ def test_an_unusable_secret_file_is_reported_at_its_key(path: Path) -> None:
 
 
 def test_repr_masks_secrets(path: Path) -> None:
-    """Neither the secret nor the command's environment shows in a traceback."""
-    result = loaded(path, attestation="{hmacSecret: hunter2, env: {TOKEN: hunter3}}")
+    """Neither the secret, nor the command's arguments and environment, nor a password in a URL shows in a traceback."""
+    sources = "hmacSecret: hunter2, env: {TOKEN: hunter3}, args: [hunter4], authorizerStatusUri: 'https://u:hunter5@a/'"
+    result = loaded(path, attestation=f"{{{sources}}}", nexusAddresses="['wss://u:hunter6@h/c']")
     assert "hunter" not in repr(result)
     assert f"hmac_secret='{MASK}'" in repr(result)
     assert f"env={{'TOKEN': '{MASK}'}}" in repr(result)

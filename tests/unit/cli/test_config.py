@@ -208,14 +208,22 @@ def test_show_works_for_features_that_are_not_served(directory: Path) -> None:
 
 
 def test_show_masks_every_secret_of_a_client(directory: Path) -> None:
-    """The secret itself and the environment of a token command."""
-    attestation = {"hmacSecret": SECRET, "command": "mint", "env": {"API_KEY": "hidden-value"}}
+    """The secret itself, the arguments and the environment of a token command, and passwords in URLs."""
+    attestation = {
+        "hmacSecret": SECRET,
+        "command": "mint",
+        "args": ["--key", "hidden-value"],
+        "env": {"API_KEY": "hidden-value"},
+    }
     udp = [{"port": 53, "flowIdleTimeoutSeconds": 9}]
-    file = _client(directory, attestation=attestation, udpRoutes=udp)
+    hubs = ["wss://user:hidden-value@hub.example.com/connect?key=hidden-value"]
+    file = _client(directory, attestation=attestation, udpRoutes=udp, nexusAddresses=hubs)
     outcome = nexus("config", "show", file)
     assert SECRET not in outcome.stdout
     assert "hidden-value" not in outcome.stdout
     (backend,) = yaml.safe_load(outcome.stdout)["backends"]
+    assert backend["nexusAddresses"] == ["wss://********@hub.example.com/connect?********"]
+    assert backend["attestation"]["args"] == ["********", "********"]
     assert backend["attestation"]["env"] == {"API_KEY": "********"}
     assert backend["attestation"]["hmacSecret"] == "********"
     assert backend["udpRoutes"] == udp

@@ -171,9 +171,12 @@ def test_hub_gets_its_path(written: str, url: str) -> None:
 
 @pytest.mark.parametrize("written", ["", "hub.example.com", "wss://", "wss://h:99999", "wss://h#x", "wss://[::1"])
 def test_odd_hubs_are_usage_errors(written: str) -> None:
-    """Not stack traces."""
+    """Not stack traces, and no password is repeated."""
     with pytest.raises(typer.BadParameter):
         expose.hub_url(written)
+    with pytest.raises(typer.BadParameter) as caught:
+        expose.hub_url(f"u:hunter2@{written}")
+    assert "hunter2" not in caught.value.message
 
 
 @dataclass

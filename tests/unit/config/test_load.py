@@ -8,8 +8,9 @@ import pytest
 
 from nexus.config.keys import NODE_KEYS, scalar_paths, variable_name
 from nexus.config.load import LoadedConfig, load_node_config
-from nexus.config.model import MASK, PeekTimeouts, PeerAuthentication
+from nexus.config.model import PeekTimeouts, PeerAuthentication
 from nexus.errors import ConfigError
+from nexus.masking import MASK
 from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 
 SAMPLE = Path(__file__).parent / "samples" / "node.yaml"
@@ -242,6 +243,18 @@ def test_the_effective_values_are_the_files_keys_with_secrets_masked(path: Path)
     assert SECRET not in json.dumps(effective)
     again = loaded(path, json.dumps(dict(effective)))
     assert dict(again.effective) == dict(effective)
+
+
+def test_the_effective_values_give_no_password_of_a_url_away(path: Path) -> None:
+    """Of no key; the values that are used have it."""
+    text = LEAST + "remoteVerifierURL: https://u:hunter2@verify.example.com/v?key=hunter2\n"
+    text += "peers: ['wss://u:hunter2@node.example.com/mesh']\n"
+    text += "peerListenAddress: ':8444'\npeerAuthentication: {trustedDomainSuffixes: [example.com]}\n"
+    result = loaded(path, text)
+    assert "hunter2" not in json.dumps(result.effective)
+    assert result.effective["remoteVerifierURL"] == f"https://{MASK}@verify.example.com/v?{MASK}"
+    assert result.effective["peers"] == [f"wss://{MASK}@node.example.com/mesh"]
+    assert result.config.remote_verifier_url.count("hunter2") == 2
 
 
 def test_without_a_secret_none_is_shown(path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from nexus.config.keys import NODE_KEYS, attribute_name
 from nexus.config.load import load_node_config
-from nexus.config.model import MASK, NodeConfig, PeekTimeouts, PeerAuthentication
+from nexus.config.model import NodeConfig, PeekTimeouts, PeerAuthentication
 from nexus.document import Field, Kind
+from nexus.masking import MASK
 
 SAMPLE = Path(__file__).parent / "samples" / "node.yaml"
 TYPES: dict[Kind, object] = {
@@ -55,4 +56,9 @@ def test_repr_masks_secrets_only() -> None:
     assert config.backends_jwt_secret not in repr(config)
     assert f"backends_jwt_secret={MASK!r}" in repr(config)
     assert "region='eu-1'" in repr(config)
+    url = dataclasses.replace(
+        config, remote_verifier_url="https://u:hunter2@verify.example.com/v", peers=("wss://x:hunter2@p/mesh",)
+    )
+    assert "hunter2" not in repr(url)
+    assert f"remote_verifier_url='https://{MASK}@verify.example.com/v'" in repr(url)
     assert "backends_jwt_secret=''" in repr(dataclasses.replace(config, backends_jwt_secret=""))
