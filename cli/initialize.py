@@ -20,7 +20,7 @@ from cli.options import Json, parse_address
 from cli.templates import ClientFileText, NodeFile, client_text, node_text
 from nexus.document.addresses import is_ip, is_loopback
 from nexus.errors import ConfigError, Problem
-from nexus.files import write_private, write_public
+from nexus.files import read_file, write_private, write_public
 from nexus.protocol.constants import CONNECT_PATH
 from nexus.tls.certificates import CertificateFiles, read_certificate
 from nexus.tls.localca import LEAF_MAX_DAYS, PemPair, create_ca, issue
@@ -245,7 +245,7 @@ def _client_file(plan: _Plan) -> ClientFileText:
 
 
 def _report(plan: _Plan, written: _Written, *, show_secret: bool, as_json: bool) -> None:
-    secret = plan.file("secret").read_text().rstrip("\n") if show_secret else None
+    secret = read_file(plan.file("secret")).rstrip("\n") if show_secret else None
     steps = _next_steps(plan)
     if as_json:
         files = written.files

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import typer
 
 from cli import client, config, demo, expose, initialize, render, serve, token, version
-from cli.options import EPILOG, EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_INTERRUPTED
+from cli.options import EPILOG, EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
+from nexus.config.keys import ENVIRONMENT_PREFIX
 from nexus.errors import ConfigError, NexusError, TlsFileError
 
 _HELP = """A small public node relays TLS, unread, to backends behind any NAT.
@@ -44,6 +46,11 @@ def _nexus() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line with ``args`` (default: those of the process) and exit: 0, 1, 2, 3, or 130 for Ctrl-C."""
+    args = sys.argv[1:] if args is None else args
+    for code, what in ((EXIT_USAGE, _odd_argument(args)), (EXIT_CONFIGURATION, _odd_variable(os.environ))):
+        if what:
+            render.fail(f"{what} is not text in UTF-8")
+            sys.exit(code)
     try:
         app(args=args, prog_name="nexus")
     except (ConfigError, TlsFileError) as error:
@@ -58,6 +65,27 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         render.fail(_os_error(error))
         sys.exit(EXIT_FAILURE)
     sys.exit()
+
+
+def _odd_argument(args: Sequence[str]) -> str:
+    """Return which argument is no text, if any, without repeating it: a token of it could not be read by others."""
+    return next((f"argument {number}" for number, arg in enumerate(args, 1) if not _is_text(arg)), "")
+
+
+def _odd_variable(environ: Mapping[str, str]) -> str:
+    """Return which of our variables is no text, if any."""
+    return next(
+        (name for name, value in environ.items() if name.startswith(ENVIRONMENT_PREFIX) and not _is_text(value)), ""
+    )
+
+
+def _is_text(text: str) -> bool:
+    """Tell bytes that are not UTF-8, which Python keeps as lone surrogates (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _os_error(error: OSError) -> str:

@@ -13,10 +13,11 @@ import typer
 from backend_client.mapping import PORT_MAX, parse_target
 from nexus.auth.claims import UdpRoute
 from nexus.auth.revocation import parse_moment
-from nexus.document import read_file
 from nexus.errors import ConfigError, Problem
+from nexus.files import MAX_FILE_BYTES, parse_text, read_file
 
 EXIT_FAILURE = 1
+EXIT_USAGE = 2
 EXIT_CONFIGURATION = 3
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
@@ -113,6 +114,15 @@ def environment_secret() -> str:
     return os.environ.get(SECRET_VARIABLE, "").strip()
 
 
+def read_stdin() -> str:
+    """Return what is piped in.
+
+    Raises:
+        ConfigError: it is not UTF-8 text, or too long; the text never repeats what was read.
+    """
+    return parse_text("stdin", sys.stdin.buffer.read(MAX_FILE_BYTES + 1))
+
+
 def read_secret(path: str) -> str:
     """Return the secret in a file, or typed at a prompt or piped in for ``-``; one trailing newline is dropped.
 
@@ -120,7 +130,7 @@ def read_secret(path: str) -> str:
         ConfigError: there is none; the text never repeats what was read.
     """
     if path == STDIN:
-        text = typer.prompt("Secret", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.read()
+        text = typer.prompt("Secret", hide_input=True, err=True) if sys.stdin.isatty() else read_stdin()
     else:
         text = read_file(Path(path))
     secret: str = text.removesuffix("\n").removesuffix("\r")

@@ -7,7 +7,6 @@ backend-protocol 18), so ``nexus token --secret-file F`` is itself such a comman
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from cli.options import (
     parse_ports,
     parse_udp_routes,
     read_secret,
+    read_stdin,
     shared_secret,
     split_list,
 )
@@ -168,7 +168,7 @@ def inspect(
     """
     if token == secret_file == STDIN:
         raise typer.BadParameter("stdin holds the token already", param_hint="--secret-file")
-    text = (sys.stdin.read() if token == STDIN else token).strip()
+    text = (read_stdin() if token == STDIN else token).strip()
     found = inspect_token(text)
     secret = read_secret(secret_file) if secret_file else environment_secret()
     signature, refusal = _verdict(text, secret)

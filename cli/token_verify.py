@@ -20,7 +20,16 @@ from rich.table import Table
 from rich.text import Text
 
 from cli import render
-from cli.options import EXIT_FAILURE, STDIN, Json, SecretFile, environment_secret, parse_moment_or_seconds, read_secret
+from cli.options import (
+    EXIT_FAILURE,
+    STDIN,
+    Json,
+    SecretFile,
+    environment_secret,
+    parse_moment_or_seconds,
+    read_secret,
+    read_stdin,
+)
 from nexus import logs
 from nexus.auth.checks import Finding, Outcome
 from nexus.auth.explain import Explanation, Node, Question, Remote, Verdict, explain
@@ -80,7 +89,7 @@ def verify(  # noqa: PLR0913 — one option for each thing that a node knows and
     """
     if token == secret_file == STDIN:
         raise typer.BadParameter("stdin holds the token already", param_hint="--secret-file")
-    text = (sys.stdin.read() if token == STDIN else token).strip()
+    text = (read_stdin() if token == STDIN else token).strip()
     now = parse_moment_or_seconds(at, "--at") if at else time.time()
     logs.configure("error", "text", sys.stderr)  # what goes wrong with others is part of the explanation
     question = Question(text, now, stage, nonce=nonce, first=inspect_token(first).claims if first else None)

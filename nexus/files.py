@@ -68,13 +68,21 @@ def read_file(path: Path) -> str:
         raise _refusal(source, 0, f"cannot be read: {error.strerror}", "check its owner and mode") from None
     except ValueError as error:  # a NUL in the path
         raise _refusal(source, 0, f"cannot be read: {error}", "check the path") from None
+    return parse_text(source, data)
+
+
+def parse_text(source: str, data: bytes) -> str:
+    """Return UTF-8 text, without a byte order mark, of which up to ``MAX_FILE_BYTES + 1`` were read from ``source``.
+
+    Raises ``ConfigError``, which repeats none of it, if it is longer or no such text.
+    """
     if len(data) > MAX_FILE_BYTES:
         raise _refusal(source, 0, f"is larger than {MAX_FILE_BYTES} bytes", "name another file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise _refusal(source, line, "is not UTF-8 text", "save the file as UTF-8") from None
+        raise _refusal(source, line, "is not UTF-8 text", "save it as UTF-8") from None
 
 
 def is_exposed(path: Path) -> bool:

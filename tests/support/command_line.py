@@ -51,7 +51,7 @@ class Outcome:
         return document
 
 
-def nexus(*args: str, stdin: str | None = None, env: Mapping[str, str] | None = None) -> Outcome:
+def nexus(*args: str, stdin: str | bytes | None = None, env: Mapping[str, str] | None = None) -> Outcome:
     """Run ``nexus`` with ``args``; ``env`` is added to the environment, which is wide and free of our variables."""
     settings: dict[str, str | None] = {"COLUMNS": "200", "NO_COLOR": "1", "NEXUS_BACKENDS_JWT_SECRET": None}
     runner = CliRunner(env={**settings, **(env or {})})

@@ -16,6 +16,7 @@ from nexus.files import (
     PUBLIC_MODE,
     FollowedFile,
     is_exposed,
+    parse_text,
     read_file,
     write_private,
     write_public,
@@ -130,6 +131,15 @@ def test_unusable_files_are_explained(tmp_path: Path) -> None:
         (problem,) = caught.value.problems
         assert (problem.source, problem.line) == (str(path), line)
         assert problem.what.startswith(what)
+
+
+def test_text_that_was_read_elsewhere_is_explained_as_well() -> None:
+    """From where it came, and without repeating it."""
+    assert parse_text("stdin", "\ufeffé\n".encode()) == "é\n"
+    for data, what in ((b"x" * (MAX_FILE_BYTES + 1), "is larger than"), (b"hush\xff", "is not UTF-8 text")):
+        with pytest.raises(ConfigError, match=f"stdin.*{what}") as caught:
+            parse_text("stdin", data)
+        assert "hush" not in str(caught.value)
 
 
 def _upper(text: str, source: str) -> str:

@@ -81,6 +81,15 @@ def test_secret_is_printed_only_on_request(tmp_path: Path) -> None:
     assert nexus("init", str(tmp_path), "--dev", "--show-secret", "--json").document()["secret"] == secret
 
 
+def test_a_kept_secret_that_is_no_text_is_explained(tmp_path: Path) -> None:
+    """Not by a stack trace."""
+    (tmp_path / "secret").write_bytes(b"hush\xff\xfe")
+    outcome = nexus("init", str(tmp_path), "--dev", "--show-secret")
+    assert outcome.code == 3
+    assert f"error: {tmp_path / 'secret'}:1: is not UTF-8 text; save it as UTF-8" in outcome.stderr
+    assert "hush" not in outcome.stdout + outcome.stderr
+
+
 def test_without_a_certificate_the_check_says_what_to_fill_in(tmp_path: Path) -> None:
     """Exit code 3, the keys named, and the file says so too."""
     outcome = nexus("init", str(tmp_path))

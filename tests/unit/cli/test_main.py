@@ -35,6 +35,24 @@ def test_unknown_command_is_a_usage_error_on_stderr() -> None:
     assert "serve" in outcome.stderr  # did you mean
 
 
+@pytest.mark.parametrize("option", ["--hostname", "--nonce", "--subject", "--kid"])
+def test_an_argument_that_is_no_text_is_a_usage_error(option: str) -> None:
+    """No token with half a character is minted, and nothing is repeated."""
+    outcome = nexus(
+        "token", "--hostname", "a.example", option, "hush\udcff", env={"NEXUS_BACKENDS_JWT_SECRET": "x" * 32}
+    )
+    assert (outcome.code, outcome.stdout, outcome.stderr) == (2, "", "error: argument 5 is not text in UTF-8\n")
+
+
+@pytest.mark.parametrize("name", ["NEXUS_BACKENDS_JWT_SECRET", "NEXUS_SESSION_NONCE", "NEXUS_REGION"])
+def test_a_variable_that_is_no_text_is_a_configuration_error(name: str) -> None:
+    """Of those that are ours; the name is told, the value is not."""
+    for command in ("token", "serve"):
+        outcome = nexus(command, env={name: "hush\udcff"})
+        assert (outcome.code, outcome.stdout, outcome.stderr) == (3, "", f"error: {name} is not text in UTF-8\n")
+    assert nexus("version", env={"LC_SOMETHING": "\udcff"}).code == 0
+
+
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [

@@ -132,6 +132,21 @@ def test_it_serves_as_a_token_command(secret_file: str) -> None:
     assert "outbound_allowed" not in claims
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--hostname", "a.example", "--secret-file", "-"),
+        ("inspect",),
+        ("verify", "--secret-file", "/dev/null"),
+    ],
+)
+def test_stdin_that_is_no_text_is_a_configuration_error(arguments: tuple[str, ...]) -> None:
+    """Be it a secret or a token; nothing of it is repeated."""
+    outcome = nexus("token", *arguments, stdin=b"hush\xff\xfe")
+    assert (outcome.code, outcome.stdout) == (3, "")
+    assert outcome.stderr == "error: stdin:1: is not UTF-8 text; save it as UTF-8\n"
+
+
 @pytest.mark.parametrize("source", ["environment", "stdin", "file variable"])
 def test_secret_comes_from_elsewhere(source: str, secret_file: str) -> None:
     """Never from the command line."""
