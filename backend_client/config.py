@@ -27,9 +27,10 @@ from backend_client.config_keys import (
     DEFAULT_TOKEN_TTL_S,
     DEFAULT_WEIGHT,
 )
+from backend_client.secret_files import exposed_secrets, read_secret
 from backend_client.socks5 import LOGIN_MAX_BYTES, Login
 from nexus.auth.trial import REAUTH_GRACE_DEFAULT_S
-from nexus.document import Record, in_file_order, load, read, read_file
+from nexus.document import Record, in_file_order, load, read
 from nexus.document.addresses import check_host_port, is_loopback, parse_host_port
 from nexus.errors import ConfigError, Problem
 from nexus.hostnames import is_port_key, normalize_wildcard
@@ -147,7 +148,7 @@ def load_client_file(path: Path | str) -> LoadedClientFile:
     backends = []
     for record in reading.record.tables("backends"):
         problems += _mistakes(record)
-        warnings += _oddities(record)
+        warnings += (*_oddities(record), *exposed_secrets(record, Path(path)))
         backends.append(_backend(record, problems))
     if problems:
         raise ConfigError(*in_file_order(problems))
@@ -359,7 +360,7 @@ def _attestation(record: Record, problems: list[Problem]) -> Attestation:
     secret = record.text("hmacSecret").strip()
     secret_file = record.text("hmacSecretFile").strip()
     if secret_file and not command:
-        secret = _file_secret(record, "hmacSecretFile", problems)
+        secret = read_secret(record, "hmacSecretFile", problems)
     return Attestation(
         command=command,
         args=record.texts("args"),
@@ -383,19 +384,7 @@ def _attestation(record: Record, problems: list[Problem]) -> Attestation:
 def _login(record: Record, problems: list[Problem]) -> Login | None:
     name, password = record.text("socks5Username"), record.text("socks5Password")
     if record.text("socks5PasswordFile"):
-        password = _file_secret(record, "socks5PasswordFile", problems)
+        password = read_secret(record, "socks5PasswordFile", problems)
         if what := _login_mistake(password):
             problems.append(record.problem("socks5PasswordFile", f"the password {what}", "shorten it"))
     return Login(name, password) if name else None
-
-
-def _file_secret(record: Record, key: str, problems: list[Problem]) -> str:
-    path = record.text(key).strip()
-    try:
-        secret = read_file(Path(path)).strip()
-    except ConfigError as error:
-        problems += [record.problem(key, f"{path}: {found.what}", found.mend) for found in error.problems]
-        return ""
-    if not secret:
-        problems.append(record.problem(key, f"{path}: is empty", "write the secret into it"))
-    return secret

@@ -33,7 +33,10 @@ OUTBOUND = "{hmacSecret: s, outboundAllowed: true}"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "client.yaml"
+    """A file of the owner's own, as one with a secret should be."""
+    path = tmp_path / "client.yaml"
+    path.touch(0o600)
+    return path
 
 
 def loaded(path: Path, **keys: str | None) -> LoadedClientFile:
@@ -80,9 +83,10 @@ def test_the_least_file_resolves_every_default(path: Path) -> None:
     assert (only.attestation.timeout_s, only.attestation.token_ttl_s) == (15, 30)
 
 
-def test_a_full_file_loads() -> None:
+def test_a_full_file_loads(path: Path) -> None:
     """Every key of the table, with names normalised and duplicates gone."""
-    result = load_client_file(SAMPLE)
+    path.write_bytes(SAMPLE.read_bytes())
+    result = load_client_file(path)
     web, legacy = result.file.backends
     assert not result.warnings
     assert web.hostnames == ("app.example.com", "*.apps.example.com")
@@ -289,6 +293,19 @@ def test_an_unusable_secret_file_is_reported_at_its_key(path: Path) -> None:
     ]
     file.write_text("\n")
     assert refused(path, attestation=f"{{hmacSecretFile: {file}}}") == [f"attestation.hmacSecretFile: {file}: is empty"]
+
+
+def test_secrets_that_others_can_read_are_remarked_on(path: Path) -> None:
+    """Those in the configuration itself, each at its key."""
+    path.chmod(0o644)
+    keys = {
+        "socks5Username": "a",
+        "socks5Password": "s",
+        "socks5ListenAddr": "'127.0.0.1:1080'",
+        "attestation": OUTBOUND,
+    }
+    what = "is written here, and the file is open to other users"
+    assert warned(path, **keys) == [f"attestation.hmacSecret: {what}", f"socks5Password: {what}"]
 
 
 def test_repr_masks_secrets(path: Path) -> None:
