@@ -75,12 +75,13 @@ class Login:
 
 
 class Negotiation:
-    """One negotiation. It goes on until ``target`` is set or ``failed`` is true."""
+    """One negotiation. It goes on until ``target`` is set or ``failed``; ``login_refused`` tells a wrong login."""
 
     def __init__(self, login: Login | None) -> None:
         """Require ``login`` where there is one."""
         self.target: Target | None = None
         self.failed = False
+        self.login_refused = False
         self._login = login
         self._received = bytearray()
         self._step: Callable[[], bytes | None] = self._take_greeting
@@ -128,6 +129,7 @@ class Negotiation:
             return None
         said = self._take(end)
         if not _is_right(login, said[2:name_end], said[name_end + 1 :]):
+            self.login_refused = True
             return self._fail(bytes([_LOGIN_VERSION, 1]))
         self._step = self._take_request
         return bytes([_LOGIN_VERSION, 0])

@@ -86,6 +86,7 @@ def test_a_login_is_required_where_there_is_one() -> None:
 def test_a_wrong_login_is_refused(said: bytes) -> None:
     """Any status but 0 (RFC 1929 section 2), and nothing behind it is looked at."""
     negotiation, answers = negotiated(GREETING_LOGIN, said + TO_NAME, login=LOGIN)
+    assert negotiation.login_refused is (said[:1] == b"\x01")
     assert answers == b"\x05\x02\x01\x01"
     assert (negotiation.failed, negotiation.target, negotiation.rest) == (True, None, b"")
 

@@ -16,7 +16,7 @@ from backend_client.client import BackendClient
 from backend_client.mapping import Target
 from backend_client.socks5 import Login
 from backend_client.socks5_listener import EARLY_MAX_BYTES, Socks5Listener
-from nexus import sockets
+from nexus import places, sockets
 from nexus.link.stream import Stream
 from nexus.protocol.messages import Control
 from nexus.protocol.reasons import OutboundRefusal
@@ -28,6 +28,8 @@ from tests.support.hub import WAIT_S, eventually
 ON_BOTH_LOOPS = True
 NEGOTIATED = b"\x05\x00"
 CONNECT = b"\x05\x01\x00" + b"\x05\x01\x00\x03\x0bexample.com\x01\xbb"
+WRONG_LOGIN = b"\x05\x01\x02" + b"\x01\x07mallory\x04hush"
+LOGIN_REFUSED = b"\x05\x02" + b"\x01\x01"
 SUCCESS = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
 
 
@@ -152,7 +154,7 @@ async def test_what_comes_behind_the_request_at_once_is_not_lost() -> None:
 
 def pending(it: Setup) -> module.SocksConnection:
     """Return the one connection that is no stream yet."""
-    (connection,) = it.listener.pending
+    (connection,) = it.listener.pending.oldest_first()
     return connection
 
 
@@ -259,8 +261,9 @@ async def test_who_asks_for_something_else_is_told_and_closed(said: bytes, answe
         assert await (await it.user(said)).rest() == answer
 
 
-async def test_a_login_is_required_where_there_is_one() -> None:
+async def test_a_login_is_required_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 1929, also on loopback."""
+    monkeypatch.setattr(module, "REFUSED_LOGIN_S", 0.01)
     greeting = b"\x05\x01\x02"
     async with setup(Login("alice", "s3cret")) as it:
         assert await (await it.user(b"\x05\x01\x00")).rest() == b"\x05\xff"
@@ -268,6 +271,40 @@ async def test_a_login_is_required_where_there_is_one() -> None:
         user = await it.user(greeting + b"\x01\x05alice\x06s3cret" + CONNECT[3:])
         await it.asked()
         assert await user.read(4) == b"\x05\x02\x01\x00"
+
+
+async def test_wrong_logins_are_counted_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first few at WARNING; neither name nor password is repeated, since one may stand in the other's place."""
+    monkeypatch.setattr(module, "REFUSED_LOGIN_S", 0.0)
+    caplog.set_level(logging.DEBUG)
+    async with setup(Login("alice", "s3cret")) as it:
+        for _ in range(22):
+            assert await (await it.user(WRONG_LOGIN)).rest() == LOGIN_REFUSED
+        assert it.listener.refused_logins == 22
+        told = [record for record in caplog.records if "login" in record.message]
+        assert [record.levelno for record in told] == [logging.WARNING] * 20 + [logging.DEBUG] * 2
+        assert told[6].message == (
+            "refused a SOCKS5 login from 127.0.0.1: wrong name or password "
+            f"(7 refused at {it.listener.address} since the start)"
+        )
+    assert "mallory" not in caplog.text
+    assert "hush" not in caplog.text
+
+
+async def test_a_wrong_login_keeps_its_place_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the client has left: passwords are not tried as fast as connections are made."""
+    monkeypatch.setattr(module, "REFUSED_LOGIN_S", 3600.0)
+    async with setup(Login("alice", "s3cret")) as it:
+        user = await it.user(WRONG_LOGIN)
+        assert await user.read(len(LOGIN_REFUSED)) == LOGIN_REFUSED
+        user.writer.transport.abort()
+        other = await it.user(CONNECT[:3])
+        assert await other.rest() == b"\x05\xff"
+        other.writer.close()
+        await eventually(lambda: len(it.listener.pending) == 1, "whoever is not refused a login can leave")
+        assert not pending(it)._closing
 
 
 async def test_a_negotiation_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +368,7 @@ async def test_a_user_that_left_when_the_hub_answered_leaves_no_stream(monkeypat
 async def test_clients_beyond_the_bound_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that wait for an answer count; streams do not."""
     monkeypatch.setattr(module, "PENDING_MAX", 2)
+    monkeypatch.setattr(places, "GRACE_S", 3600.0)
     async with setup() as it:
         await it.opened()
         waiting = [await it.user(CONNECT), await it.user()]
@@ -342,6 +380,71 @@ async def test_clients_beyond_the_bound_are_turned_away(monkeypatch: pytest.Monk
         await eventually(lambda: len(it.listener.pending) == 1, "one has left")
         await it.user(CONNECT)
         assert (await it.asked()).target_addr == "example.com:443"
+
+
+async def test_the_client_that_has_been_silent_longest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for the hub does not: silence costs nothing, and must keep nobody out."""
+    monkeypatch.setattr(module, "PENDING_MAX", 3)
+    monkeypatch.setattr(places, "GRACE_S", 0.0)
+    async with setup() as it:
+        waiting = await it.user(CONNECT)
+        request = await it.asked()
+        silent = [await it.user(CONNECT[:3]) for _ in range(2)]
+        for user in silent:
+            assert await user.read(2) == NEGOTIATED
+        await it.opened()
+        assert await silent[0].rest() == b""
+        assert it.listener.turned_away == 1
+        silent[1].send(CONNECT[3:])
+        await it.asked()
+        await it.session.send("outbound_result", request.stream_id, success=True, credits=64)
+        assert await waiting.read(12) == NEGOTIATED + SUCCESS
+
+
+async def test_a_client_that_was_answered_and_does_not_close_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited for the hub, but has nothing to wait for any more."""
+    monkeypatch.setattr(module, "PENDING_MAX", 1)
+    monkeypatch.setattr(places, "GRACE_S", 0.0)
+    async with setup() as it:
+        user = await it.user(CONNECT)
+        await it.session.send("outbound_result", (await it.asked()).stream_id, reason="dial failed")
+        assert await user.rest() == NEGOTIATED + failure(5)
+        await it.opened()
+        assert it.listener.turned_away == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "is_bounded"),
+    [
+        ("192.0.2.7", True),
+        ("::ffff:192.0.2.7", True),
+        ("2001:db8::7", True),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+    ],
+)
+async def test_one_source_does_not_take_every_place(
+    monkeypatch: pytest.MonkeyPatch, address: str, is_bounded: bool
+) -> None:
+    """Off loopback, where all programs of the machine are one source."""
+    monkeypatch.setattr(module, "PENDING_PER_SOURCE_MAX", 1)
+    monkeypatch.setattr(places, "GRACE_S", 3600.0)
+    accept = sockets.accept
+
+    async def accept_from(sock: socket.socket) -> tuple[socket.socket, str]:
+        return (await accept(sock))[0], address
+
+    monkeypatch.setattr(module, "accept", accept_from)
+    async with setup() as it:
+        first = await it.user(CONNECT[:3])
+        assert await first.read(2) == NEGOTIATED
+        second = await it.user(CONNECT)
+        if is_bounded:
+            with contextlib.suppress(ConnectionError):
+                assert await second.rest() == b""
+            assert it.listener.turned_away == 1
+        else:
+            await it.asked()
 
 
 async def test_a_lack_of_descriptors_does_not_end_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
