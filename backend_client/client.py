@@ -194,7 +194,7 @@ class BackendClient:
             failures=self._failures,
             connected_for_s=now - self._connected_at if self._connected.is_set() else 0.0,
             last_error=self._last_error,
-            datagrams_dropped=self._forwarder.datagrams.dropped.total(),
+            datagrams_dropped=self._forwarder.flows.stats.dropped.total(),
         )
 
     @property

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from backend_client.flow_table import FlowTable
 from backend_client.lookups import Lookups, ServiceAddress
 from backend_client.mapping import Target
 from nexus.link.endpoint import receive_view
@@ -45,6 +46,15 @@ class DatagramStats:
     pending_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class FlowParts:
+    """What the flows of a client have in common; the table is that of the whole process."""
+
+    table: FlowTable[LocalFlow]
+    lookups: Lookups = field(default_factory=Lookups)
+    stats: DatagramStats = field(default_factory=DatagramStats)
+
+
 class LocalFlow:
     """One flow of the session: a ``SessionFlow`` with a socket to the service."""
 
@@ -58,6 +68,7 @@ class LocalFlow:
         "_session",
         "_sock",
         "_stats",
+        "_table",
         "_target",
         "_view",
         "_window",
@@ -65,17 +76,19 @@ class LocalFlow:
         "id",
     )
 
-    def __init__(
-        self, session: Session, flow_id: bytes, granted: int, target: Target, lookups: Lookups, stats: DatagramStats
-    ) -> None:
-        """Start to collect datagrams; ``granted`` credits let the service's be sent (0: the hub counts none)."""
+    def __init__(self, session: Session, flow_id: bytes, granted: int, target: Target, parts: FlowParts) -> None:
+        """Start to collect datagrams; ``granted`` credits let the service's be sent (0: the hub counts none).
+
+        Whoever made it puts it into the table.
+        """
         self.id = flow_id
         self.grants = granted > 0
         self._session = session
         self._window = SendWindow(granted, paced=False)
         self._target = target
-        self._lookups = lookups
-        self._stats = stats
+        self._table = parts.table
+        self._lookups = parts.lookups
+        self._stats = parts.stats
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
         self._address: ServiceAddress | None = None
@@ -107,6 +120,7 @@ class LocalFlow:
     def receive(self, datagram: Buffer) -> None:
         """Send a datagram to the service; every datagram from the hub is granted again, dropped ones too."""
         self._stats.from_hub += 1
+        self._table.used(self)
         self._held += 1
         if self._held >= CREDITS_BATCH and self.grants:
             self._session.send_control(credit_message(self.id, self._held))
@@ -175,6 +189,7 @@ class LocalFlow:
     def _readable(self) -> None:
         """Send on what the service says: zero bytes are a datagram, too."""
         sock, session, view = self._sock, self._session, self._view
+        self._table.used(self)
         for _ in range(BATCH_DATAGRAMS):
             if sock is None or not self._window.can_send():
                 break
@@ -217,6 +232,7 @@ class LocalFlow:
             self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def _release(self) -> None:
+        self._table.remove(self)
         while self._pending:
             self._take_pending()
         sock, self._sock = self._sock, None

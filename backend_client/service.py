@@ -15,14 +15,16 @@ from typing import Protocol
 
 from backend_client.client import BackendClient, HealthChecks, Identity
 from backend_client.config import BackendConfig, ClientFile
+from backend_client.datagrams import LocalFlow
 from backend_client.events import EventHandler
+from backend_client.flow_table import FlowTable
 from backend_client.mapping import PortMap
 from backend_client.providers import provider_for
 from backend_client.session import Forwarder
 from backend_client.socks5_listener import Socks5Listener
 from nexus.auth.claims import UdpRoute
 from nexus.document.addresses import parse_host_port
-from nexus.eventloop import on_stop_signal, run
+from nexus.eventloop import descriptor_limit, on_stop_signal, run
 from nexus.link.endpoint import reset_undelivered
 from nexus.protocol.constants import WINDOW_MIN
 from nexus.sockets import listen
@@ -48,9 +50,10 @@ def programs_of(file: ClientFile, on_event: EventHandler | None) -> tuple[Progra
     """
     listeners: list[Program] = []
     clients: list[Program] = []
+    table: FlowTable[LocalFlow] = FlowTable(descriptor_limit())
     with contextlib.ExitStack() as stack:
         for backend in file.backends:
-            own = _clients(backend, on_event)
+            own = _clients(backend, on_event, table)
             clients += own
             if backend.socks5_listen_addr:
                 host, port = parse_host_port(backend.socks5_listen_addr, socket.getservbyname)
@@ -66,7 +69,8 @@ def clients_of(file: ClientFile, on_event: EventHandler | None) -> tuple[Backend
     Raises:
         TlsFileError: a ``caFile`` cannot be used.
     """
-    return tuple(client for backend in file.backends for client in _clients(backend, on_event))
+    table: FlowTable[LocalFlow] = FlowTable(descriptor_limit())
+    return tuple(client for backend in file.backends for client in _clients(backend, on_event, table))
 
 
 def run_clients(make_clients: Callable[[], Sequence[Program]]) -> None:
@@ -93,7 +97,7 @@ def _stop(clients: Sequence[Program]) -> None:
         client.stop()
 
 
-def _clients(backend: BackendConfig, on_event: EventHandler | None) -> list[BackendClient]:
+def _clients(backend: BackendConfig, on_event: EventHandler | None, table: FlowTable[LocalFlow]) -> list[BackendClient]:
     identity = _identity(backend)
     provider = provider_for(backend.attestation)
     ports = PortMap.compile(
@@ -107,7 +111,7 @@ def _clients(backend: BackendConfig, on_event: EventHandler | None) -> list[Back
             address,
             identity,
             provider,
-            Forwarder(ports, None, max(backend.flow_control.max_buffer, WINDOW_MIN)),
+            Forwarder(ports, None, max(backend.flow_control.max_buffer, WINDOW_MIN), table),
             context=context,
             on_event=on_event,
             health=health,

@@ -8,13 +8,15 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from backend_client.connection import Connection, StreamInfo
-from backend_client.datagrams import DatagramStats, LocalFlow
-from backend_client.lookups import Lookups, ServiceAddress
+from backend_client.datagrams import FlowParts, LocalFlow
+from backend_client.flow_table import FlowTable
+from backend_client.lookups import ServiceAddress
 from backend_client.mapping import PortMap, route
 from backend_client.outbound import OutboundRequests
 from backend_client.pauses import Pauses
 from backend_client.reauth import Reauthentication
 from nexus.errors import NexusError, RemoteProtocolError
+from nexus.eventloop import descriptor_limit
 from nexus.limits import LineBudget
 from nexus.link.connection import Link, LinkEnd
 from nexus.link.endpoint import SocketEndpoint
@@ -37,14 +39,22 @@ _MAP_IT: Final = "add the node's port to portMappings (nexus expose: --port)"
 class Forwarder:
     """Gives streams their endpoints: the handler where one is set, else the target of the port map."""
 
-    def __init__(self, ports: PortMap, handler: Handler | None, window: int = CREDITS_INITIAL) -> None:
-        """Take the routes to local services; ``window`` is granted to the hub for each stream, in messages."""
+    def __init__(
+        self,
+        ports: PortMap,
+        handler: Handler | None,
+        window: int = CREDITS_INITIAL,
+        table: FlowTable[LocalFlow] | None = None,
+    ) -> None:
+        """Take the routes to local services; ``window`` is granted to the hub for each stream, in messages.
+
+        ``table`` is what the clients of a process share; without it this one is taken for the only one.
+        """
         self.ports = ports
         self.handler = handler
         self.window = window
         self.dial_failures = 0
-        self.datagrams = DatagramStats()
-        self.lookups = Lookups()
+        self.flows = FlowParts(FlowTable(descriptor_limit()) if table is None else table)
         self.streams_total = 0
         self._failure_lines = LineBudget()
 
@@ -75,8 +85,9 @@ class Forwarder:
             self._note(session, f"no port mapping for UDP port {info.port}; {why}")
             session.send_control(simple_message("disconnect", control.stream_id, Reason.DIAL_FAILED))
             return
-        flow = LocalFlow(session, control.stream_id, control.credits, target, self.lookups, self.datagrams)
+        flow = LocalFlow(session, control.stream_id, control.credits, target, self.flows)
         session.flows[flow.id] = flow
+        self._make_room(session, self.flows.table.add(flow))
         self.streams_total += 1
         if flow.grants:
             session.send_control(credit_message(flow.id, self.window))
@@ -90,7 +101,15 @@ class Forwarder:
                 self._note(session, f"cannot reach {target}/udp: {error}")
                 flow.close(Reason.DIAL_FAILED)
 
-        self.lookups.find(target, tasks, connect)
+        self.flows.lookups.find(target, tasks, connect)
+
+    def _make_room(self, session: Session, displaced: LocalFlow | None) -> None:
+        """Close the flow that gives way, if any: TCP streams need descriptors, too."""
+        if displaced is not None:
+            displaced.close(Reason.LOCAL_ERROR)
+            table = self.flows.table
+            what = f"more than {table.limit} UDP flows: the least recently used gave way, {table.displaced} so far"
+            self._warn(session, f"{what}; raise the limit of open files (LimitNOFILE, ulimit -Hn)")
 
     def _fail(self, stream: Stream, why: str) -> None:
         self._note(stream.session, why)
@@ -98,6 +117,9 @@ class Forwarder:
 
     def _note(self, session: Session, why: str) -> None:
         self.dial_failures += 1
+        self._warn(session, why)
+
+    def _warn(self, session: Session, why: str) -> None:
         level = logging.WARNING if self._failure_lines.admit(session.link.now()) else logging.DEBUG
         _log.log(level, "%s", why)
 

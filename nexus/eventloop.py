@@ -50,6 +50,16 @@ def _raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def descriptor_limit() -> int:
+    """Return how many descriptors this process may have, as far as a limit is known."""
+    try:
+        import resource  # noqa: PLC0415 — optional on some platforms
+    except ImportError:
+        return _DESCRIPTORS_MAX
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else soft
+
+
 def on_stop_signal(stop: Callable[[], None]) -> None:
     """Call ``stop`` at SIGINT and SIGTERM; call inside the running loop."""
     loop = asyncio.get_running_loop()

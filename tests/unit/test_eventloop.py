@@ -102,6 +102,14 @@ def test_a_platform_without_such_limits_is_served(monkeypatch: pytest.MonkeyPatc
     """There is nothing to raise."""
     monkeypatch.setitem(sys.modules, "resource", None)
     eventloop._raise_descriptor_limit()
+    assert eventloop.descriptor_limit() == 1 << 20
+
+
+@pytest.mark.parametrize(("soft", "expected"), [(1024, 1024), (resource.RLIM_INFINITY, 1 << 20)])
+def test_the_limit_of_descriptors_is_the_soft_one(monkeypatch: pytest.MonkeyPatch, soft: int, expected: int) -> None:
+    """Without one it is as many as anybody could use."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, resource.RLIM_INFINITY))
+    assert eventloop.descriptor_limit() == expected
 
 
 def test_what_main_raises_is_raised() -> None:

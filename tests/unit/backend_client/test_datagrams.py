@@ -13,8 +13,9 @@ from typing import Any, cast
 import pytest
 
 from backend_client import datagrams as module
-from backend_client.datagrams import DATAGRAM_COST_BYTES, PENDING_MAX, DatagramStats, LocalFlow
-from backend_client.lookups import Lookups, ServiceAddress
+from backend_client.datagrams import DATAGRAM_COST_BYTES, PENDING_MAX, FlowParts, LocalFlow
+from backend_client.flow_table import FlowTable
+from backend_client.lookups import ServiceAddress
 from backend_client.mapping import Target
 from nexus.link.flow import SessionFlow
 from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES
@@ -34,12 +35,19 @@ class Setup:
     def __init__(self, service: socket.socket, granted: int) -> None:
         self.side = Side(ends_on_eof=True)
         self.service = service
-        self.lookups = Lookups()
-        self.stats = DatagramStats()
+        self.parts = FlowParts(FlowTable(64))
+        self.lookups = self.parts.lookups
+        self.stats = self.parts.stats
         self.where = ServiceAddress(socket.AF_INET, service.getsockname())
-        target = Target(*service.getsockname())
-        self.flow = LocalFlow(self.side.session, ID, granted, target, self.lookups, self.stats)
-        self.side.session.flows[ID] = self.flow
+        self.target = Target(*service.getsockname())
+        self.flow = self.add(ID, granted)
+
+    def add(self, flow_id: bytes, granted: int) -> LocalFlow:
+        """Make a flow of the session."""
+        flow = LocalFlow(self.side.session, flow_id, granted, self.target, self.parts)
+        self.side.session.flows[flow_id] = flow
+        self.parts.table.add(flow)
+        return flow
 
     def arrive(self, datagram: bytes) -> None:
         """Let a datagram of the hub arrive."""
@@ -115,9 +123,7 @@ async def test_what_waits_for_sockets_is_bounded_for_all_flows_together(
 ) -> None:
     """In bytes, empty datagrams too: a name server that is slow costs datagrams, not memory."""
     monkeypatch.setattr(module, "PENDING_MAX_BYTES", 2 * (100 + DATAGRAM_COST_BYTES))
-    target = Target(*it.service.getsockname())
-    other = LocalFlow(it.side.session, b"\x0a" * 16, CREDITS_INITIAL, target, it.lookups, it.stats)
-    it.side.session.flows[other.id] = other
+    other = it.add(b"\x0a" * 16, CREDITS_INITIAL)
     for flow, size in ((it.flow, 100), (other, 100), (it.flow, 0), (other, 1)):
         flow.receive(bytes(size))
     assert it.stats.dropped == {"service_not_ready": 2}
@@ -125,6 +131,22 @@ async def test_what_waits_for_sockets_is_bounded_for_all_flows_together(
     other.close(Reason.SHUTDOWN)
     assert (await it.heard())[0] == bytes(100)
     assert it.stats.pending_bytes == 0
+
+
+async def test_a_flow_is_in_use_while_datagrams_pass_in_either_direction(it: Setup) -> None:
+    """It is in the table from its start to its end, behind those that were used before it."""
+    peer = await it.peer()
+    other = it.add(b"\x0a" * 16, CREDITS_INITIAL)
+    order = it.parts.table._flows
+    assert list(order) == [it.flow, other]
+    it.arrive(b"from the hub")
+    assert list(order) == [other, it.flow]
+    other.receive(b"from the hub")
+    it.service.sendto(b"from the service", peer)
+    await eventually(lambda: bool(it.sent), "it is sent on")
+    assert list(order) == [other, it.flow]
+    other.close(Reason.SHUTDOWN)
+    assert list(order) == [it.flow]
 
 
 async def test_every_datagram_of_the_hub_is_granted_again(it: Setup) -> None:

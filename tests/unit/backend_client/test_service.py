@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -62,6 +63,14 @@ async def test_there_is_one_client_for_each_backend_and_address() -> None:
     ]
     assert first._tokens is second._tokens
     assert first._tokens is not third._tokens
+
+
+async def test_all_clients_of_a_file_share_the_descriptors_for_flows() -> None:
+    """The limit is one of the process."""
+    file = ClientFile((backend("wss://one.example/connect", "wss://two.example/connect"), backend("wss://h/connect")))
+    for clients in (clients_of(file, None), programs_of(file, None)):
+        tables = {id(cast(BackendClient, client)._forwarder.flows.table) for client in clients}
+        assert (len(clients), len(tables)) == (3, 1)
 
 
 async def test_the_settings_reach_their_places() -> None:

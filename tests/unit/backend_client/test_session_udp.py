@@ -9,6 +9,9 @@ from typing import cast
 import pytest
 
 from backend_client.connection import Connection
+from backend_client.flow_table import FlowTable
+from backend_client.session import Forwarder
+from nexus.eventloop import descriptor_limit
 from tests.support.clients import connected, forwarder
 from tests.support.hub import eventually
 
@@ -75,6 +78,31 @@ async def test_an_id_of_a_flow_is_not_announced_twice(echo: int, caplog: pytest.
         assert await it.session.receive(ID, 8) == b"echo one"
         assert (it.client.stats.streams, it.client.stats.streams_total) == (1, 1)
     assert caplog.text.count("an id that is in use") == 2
+
+
+async def test_flows_leave_descriptors_to_streams(echo: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A stranger opens flows with one datagram each: the least recently used gives way, and the hub is told."""
+    ids = [bytes([number]) * 16 for number in range(1, 4)]
+    ports = forwarder({53: f"127.0.0.1:{echo}"}).ports
+    async with connected(Forwarder(ports, None, table=FlowTable(4))) as it:
+        for stream_id in ids[:2]:
+            await it.session.connect(stream_id, conn_port=53, transport="udp", hostname="udp:53")
+        await it.session.send_data(ids[0], b"one")
+        assert await it.session.receive(ids[0], 8) == b"echo one"
+        await it.session.connect(ids[2], conn_port=53, transport="udp", hostname="udp:53")
+        goodbye = await it.session.control("disconnect")
+        assert (goodbye.stream_id, goodbye.reason) == (ids[1], "local_error")
+        for stream_id in (ids[0], ids[2]):
+            await it.session.send_data(stream_id, b"two")
+            assert await it.session.receive(stream_id, 8) == b"echo two"
+        assert it.client.stats.streams == 2
+        assert it.client.stats.dial_failures == 0
+    assert "more than 2 UDP flows: the least recently used gave way, 1 so far; raise the limit" in caplog.text
+
+
+async def test_a_client_alone_takes_half_of_the_descriptors_for_flows() -> None:
+    """Of those that its process may have."""
+    assert forwarder().flows.table.limit == descriptor_limit() // 2
 
 
 async def test_a_draining_client_ends_its_flows(echo: int) -> None:
