@@ -74,8 +74,9 @@ def check_node(path: Path) -> CheckedNode:
     key = "hubTlsCertFile"
     try:
         certificate = read_certificate(files)
-        key = "authorizerCAFile"
-        hub_client_context(Path(config.authorizer_ca_file) if config.authorizer_ca_file else None)
+        for ca_key, ca_file in (("authorizerCAFile", config.authorizer_ca_file), ("peerCAFile", config.peer_ca_file)):
+            key = ca_key
+            hub_client_context(Path(ca_file) if ca_file else None)
     except TlsFileError as error:
         raise ConfigError(Problem(str(path), 0, key, str(error))) from None
     oddities = (Problem(str(path), 0, "hubTlsCertFile", text) for text in certificate.warnings(time.time()))

@@ -39,6 +39,7 @@ _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")  # RFC 4291 2.4: all that IANA 
 _NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052 2.1
 _ISATAP: Final = frozenset({0x00005EFE, 0x02005EFE})  # RFC 5214 6.1: the upper half of the interface identifier
 _IPV4_BITS: Final = 0xFFFFFFFF
+_PORT_MAX: Final = 65_535
 
 
 def is_refused(address: str | Address, allowed: Iterable[Network] = ()) -> bool:
@@ -64,6 +65,21 @@ def parse_network(text: str) -> Network:
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise ValueError(f"is not a network: {error}") from None
+
+
+def split_address(text: str) -> tuple[str, int] | None:
+    """Return IP address and port of ``ip:port`` or ``[ip]:port``, None for any other text; an IPv6 scope is refused."""
+    host, colon, digits = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    try:
+        parsed = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if not colon or not digits.isascii() or not digits.isdigit() or len(digits) > 5 or "%" in host:
+        return None
+    port = int(digits)
+    return (str(parsed), port) if port <= _PORT_MAX else None
 
 
 def _is_good(address: Address, allowed: tuple[Network, ...]) -> bool:

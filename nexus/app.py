@@ -8,37 +8,48 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from nexus import __version__
 from nexus.addresses import parse_network
+from nexus.admin.mesh_metrics import MeshStats
 from nexus.admin.metrics import NodeStats, node_registry
 from nexus.admin.server import AdminServer, Readiness
-from nexus.auth.authenticator import Authenticator
-from nexus.auth.key_url import KeyUrl
-from nexus.auth.keyring import Keyring
-from nexus.auth.remote import RemoteVerifier
+from nexus.assembly import (
+    Sockets,
+    authenticator,
+    bind,
+    hub_limits,
+    mesh_settings,
+    outbound_policy,
+    peek_budget,
+    udp_settings,
+)
 from nexus.bandwidth.limiter import Limiter
-from nexus.config.admission import key_sources_of, policy_of
+from nexus.config.admission import policy_of
 from nexus.config.model import NodeConfig
-from nexus.document.addresses import parse_host_port
+from nexus.document.peers import PeerAddress, usable_entries
 from nexus.eventloop import on_stop_signal, run
 from nexus.hub.registry import Registry
-from nexus.hub.server import HubLimits, HubServer
+from nexus.hub.server import HubServer
 from nexus.hub.status import StatusClient
-from nexus.hub.targets import OutboundPolicy
-from nexus.limits import UNBOUNDED
 from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered, undelivered_bytes
 from nexus.link.quiet import wait_until_quiet
-from nexus.listeners.tcp import PeekBudget, TcpListeners
-from nexus.listeners.udp import UdpListeners, UdpSettings
-from nexus.sockets import format_address, listen, listen_udp
+from nexus.listeners.tcp import TcpListeners
+from nexus.listeners.udp import UdpListeners
+from nexus.mesh.credentials import PeerCredentials
+from nexus.mesh.fleet import Fleet
+from nexus.mesh.links import PeerServer
+from nexus.mesh.mesh import Mesh
+from nexus.sockets import format_address
 from nexus.tls.certificates import CertificateFiles
 from nexus.tls.contexts import ReloadingCertificate, WebContext, hub_client_context
+from nexus.transport import LocalFirst
 from nexus.web import WebClient
 
 _log = logging.getLogger("nexus.node")
@@ -49,19 +60,17 @@ KEY_WATCH_S: Final = 10.0
 _SWEEP_SHARE: Final = 0.1
 _SWEEP_MIN_S: Final = 0.2
 _SWEEP_MAX_S: Final = 5.0
-# Ports whose protocols let the server speak first: FTP, SSH, Telnet, SMTP, POP3, NNTP, IMAP, submission, MySQL, Sieve,
-# VNC (IANA service names), and 2222 and 2525, where SSH and SMTP stand when their own ports are taken.
-SERVER_FIRST_PORTS: Final = frozenset({21, 22, 23, 25, 110, 119, 143, 587, 2222, 2525, 3306, 4190, 5900})
 
 
 @dataclass(frozen=True, slots=True)
 class NodeAddresses:
-    """Where a running node listens, as ``host:port``; ``admin`` is empty where it is off."""
+    """Where a running node listens, as ``host:port``; ``admin`` and ``peer`` are empty where they are off."""
 
     hub: str
     relay: tuple[str, ...]
     admin: str
     udp: tuple[str, ...] = ()
+    peer: str = ""
 
 
 OnReady = Callable[[NodeAddresses], None]
@@ -83,11 +92,15 @@ class Node:
         )
         ca_file = Path(config.authorizer_ca_file) if config.authorizer_ca_file else None
         self._web = WebClient(WebContext(lambda: self._certificate.certificate, ca_file))
-        self._auth = _authenticator(config, self._web)
+        self._auth = authenticator(config, self._web)
         self._bandwidth = Limiter(config.total_bandwidth_mbps) if config.total_bandwidth_mbps else None
         self.registry = Registry(self._bandwidth, config.udp_flow_idle_timeout_default_s)
-        self._listeners = TcpListeners(self.registry, _peek_budget(config))
-        self._udp = UdpListeners(self.registry, _udp_settings(config))
+        self.mesh = Mesh(self.registry, self.registry.table.routes)
+        self.registry.routes_changed = self.mesh.changed
+        dialer = LocalFirst(self.registry, self.mesh)
+        self._listeners = TcpListeners(dialer, peek_budget(config))
+        self._udp = UdpListeners(dialer, udp_settings(config))
+        self._credentials = PeerCredentials(config, lambda: self._certificate.certificate)
         roots = hub_client_context(ca_file) if ca_file is not None else None
         self._status = StatusClient(roots, map(parse_network, config.status_private_networks))
         self._hub = HubServer(
@@ -95,14 +108,9 @@ class Node:
             lambda: self._certificate.context,
             self._auth.verify,
             policy_of(config),
-            HubLimits(
-                refusals_per_source=config.max_refusals_per_source,
-                unauthenticated=config.max_unauthenticated_sessions,
-                unauthenticated_per_source=config.max_unauthenticated_sessions_per_source,
-                sessions_per_subject=config.max_sessions_per_subject,
-            ),
+            hub_limits(config),
             ask_status=self._status.ask,
-            outbound=_outbound(config),
+            outbound=outbound_policy(config),
         )
         self._started_at = time.time()
         self._ready = False
@@ -115,36 +123,41 @@ class Node:
             ConfigError: an address cannot be listened on.
         """
         async with contextlib.AsyncExitStack() as stack:
-            hub_socket, relay_sockets, udp_sockets = self._bind(stack)
+            sockets = bind(self._config, stack)
+            self.mesh.settings = mesh_settings(self._config, sockets)
             stack.callback(self._listeners.close)
             stack.callback(self._udp.close)
             stack.push_async_callback(self._status.aclose)
             stack.push_async_callback(self._web.aclose)
             admin = await stack.enter_async_context(self._admin())
-            for sock in relay_sockets:
+            for sock in sockets.relay:
                 await self._listeners.listen(sock)
-            self._udp.listen(udp_sockets)
+            self._udp.listen(sockets.udp)
             async with asyncio.TaskGroup() as tasks:
-                background = [
-                    tasks.create_task(self._certificate.watch(CERTIFICATE_WATCH_S)),
-                    tasks.create_task(self._sweep()),
-                    tasks.create_task(self._udp.sweep()),
-                    tasks.create_task(self._auth.watch(KEY_WATCH_S, self._hub.close_revoked)),
-                ]
-                if self._auth.key_url is not None:
-                    background.append(tasks.create_task(self._auth.key_url.run()))
-                hub = tasks.create_task(self._hub.serve(hub_socket))
+                background = [tasks.create_task(main) for main in self._background(sockets)]
+                fleet = Fleet(self.mesh, self._credentials, tasks)
+                fleet.change(entry for entry in usable_entries(self._config.peers) if isinstance(entry, PeerAddress))
                 self._ready = True
                 if on_ready is not None:
-                    relay, udp = (
-                        tuple(format_address(sock.getsockname()) for sock in sockets)
-                        for sockets in (relay_sockets, udp_sockets)
-                    )
-                    on_ready(NodeAddresses(format_address(hub_socket.getsockname()), relay, admin, udp))
+                    on_ready(_addresses(sockets, admin))
                 await self._stop.wait()
+                fleet.close()
                 await self._end()
-                for task in (hub, *background):
+                for task in background:
                     task.cancel()
+
+    def _background(self, sockets: Sockets) -> Iterator[Coroutine[None, None, None]]:
+        """Return what runs until the node ends."""
+        yield self._certificate.watch(CERTIFICATE_WATCH_S)
+        yield self._sweep()
+        yield self._udp.sweep()
+        yield self._auth.watch(KEY_WATCH_S, self._hub.close_revoked)
+        yield self.mesh.run()
+        yield self._hub.serve(sockets.hub)
+        if self._auth.key_url is not None:
+            yield self._auth.key_url.run()
+        if sockets.peer is not None:
+            yield PeerServer(self.mesh, self._credentials).serve(sockets.peer)
 
     def stop(self) -> None:
         """End ``run`` in order; idempotent."""
@@ -158,24 +171,6 @@ class Node:
         self._auth.look(self._hub.close_revoked)
 
     # -- Start ------------------------------------------------------------------------------------------------------
-
-    def _bind(
-        self, stack: contextlib.ExitStack | contextlib.AsyncExitStack
-    ) -> tuple[socket.socket, list[socket.socket], list[socket.socket]]:
-        host, port = parse_host_port(self._config.backend_listen_address, socket.getservbyname)
-        hub = stack.enter_context(contextlib.closing(listen(host, port, "backendListenAddress")))
-        relay = [
-            stack.enter_context(contextlib.closing(listen(address, number, "relayPorts")))
-            for address in self._config.relay_bind_addresses or ("",)
-            for number in self._config.relay_ports
-        ]
-        udp = [
-            stack.enter_context(contextlib.closing(sock))
-            for address in self._config.relay_bind_addresses or ("",)
-            for number in self._config.udp_relay_ports
-            for sock in listen_udp(address, number, "udpRelayPorts")
-        ]
-        return hub, relay, udp
 
     @contextlib.asynccontextmanager
     async def _admin(self) -> AsyncIterator[str]:
@@ -253,21 +248,62 @@ class Node:
             outbound_connections=sum(backend.outbound.held for backend in self.registry.sessions),
             outbound_total=totals.outbound,
             outbound_refusals_total=dict(totals.outbound_refusals),
+            mesh=mesh_stats(self.mesh),
         )
 
     # -- End --------------------------------------------------------------------------------------------------------
 
     async def _end(self) -> None:
-        """Take nothing new, let what moves go on for the grace period, then say goodbye to the backends."""
+        """Take nothing new, let what moves go on for the grace period, then say goodbye to backends and peers."""
         self._listeners.close()
         self._udp.close()
         self.registry.closed = True
-        await wait_until_quiet(self.registry.streams, self._config.shutdown_grace_s)
+        self.mesh.retire()
+        await wait_until_quiet(
+            lambda: chain(self.registry.streams(), self.mesh.streams()), self._config.shutdown_grace_s
+        )
         links = [backend.session.link for backend in self.registry.sessions]
+        links += [peer.session.link for peer in self.mesh.peers]
         for link in links:
             link.close(reason="the node stops")
         if links:
             await asyncio.wait([link.lost for link in links], timeout=2 * CLOSE_TIMEOUT_S)
+
+
+def mesh_stats(mesh: Mesh) -> MeshStats:
+    """Return the figures of a mesh as they are now."""
+    peers, totals = tuple(mesh.peers), mesh.totals
+    served = sum(len(peer.served) for peer in peers) + mesh.destination.flows
+    timed = {peer.label: peer.round_trip_s for peer in peers if peer.dialled}
+    return MeshStats(
+        peers=len(peers),
+        peer_routes=len(mesh.routes),
+        round_trips_s={label: time_s for label, time_s in timed.items() if time_s is not None},
+        tunnels={"origin": sum(peer.tunnels for peer in peers) - served, "destination": served},
+        links_total=totals.links,
+        link_ends_total=dict(totals.link_ends),
+        links_refused_total=dict(totals.refused_links),
+        announcements_total={"sent": mesh.announcements_sent, "received": totals.announcements_received},
+        tunnels_total={"origin": mesh.origin.opened, "destination": mesh.destination.served},
+        tunnels_refused_total=dict(mesh.destination.refused),
+        tunnels_unanswered_total=dict(mesh.origin.moved),
+        tunnel_resets_total=dict(totals.resets),
+        bytes_total={
+            "to_peers": totals.bytes_to_peers + sum(peer.session.bytes_sent for peer in peers),
+            "from_peers": totals.bytes_from_peers + sum(peer.session.bytes_received for peer in peers),
+        },
+        datagrams_dropped_total=dict(mesh.destination.dropped),
+    )
+
+
+def _addresses(sockets: Sockets, admin: str) -> NodeAddresses:
+    def shown(several: Iterable[socket.socket]) -> tuple[str, ...]:
+        return tuple(format_address(sock.getsockname()) for sock in several)
+
+    peer = sockets.peer
+    return NodeAddresses(
+        shown([sockets.hub])[0], shown(sockets.relay), admin, shown(sockets.udp), *(shown([peer]) if peer else ())
+    )
 
 
 def run_node(config: NodeConfig, on_ready: OnReady | None = None) -> None:
@@ -285,47 +321,3 @@ def run_node(config: NodeConfig, on_ready: OnReady | None = None) -> None:
         reset_undelivered()
 
     run(main)
-
-
-def _authenticator(config: NodeConfig, web: WebClient) -> Authenticator:
-    url, key_url = config.remote_verifier_url, config.backends_jwksurl
-    return Authenticator(
-        Keyring(key_sources_of(config)),
-        verifier=RemoteVerifier(url, web) if url else None,
-        falls_back=config.remote_verifier_fallback,
-        key_url=KeyUrl(key_url, web) if key_url else None,
-        require_expiry=config.require_token_expiry,
-    )
-
-
-def _udp_settings(config: NodeConfig) -> UdpSettings:
-    return UdpSettings(
-        flows_max=config.udp_max_flows,
-        datagram_max_bytes=config.udp_max_datagram_bytes,
-        flows_per_source=config.max_connections_per_source or UNBOUNDED,
-    )
-
-
-def _outbound(config: NodeConfig) -> OutboundPolicy:
-    return OutboundPolicy(
-        allowed=config.allow_outbound,
-        ports=frozenset(config.allowed_outbound_ports),
-        connections=config.max_outbound_conns_per_backend,
-        dial_timeout_s=config.outbound_dial_timeout_s,
-        idle_timeout_s=config.outbound_idle_timeout_s,
-        private_networks=tuple(parse_network(text) for text in config.outbound_private_networks),
-    )
-
-
-def _peek_budget(config: NodeConfig) -> PeekBudget:
-    return PeekBudget(
-        first_byte_s=config.peek_timeouts.first_byte_s,
-        idle_extension_s=config.peek_timeouts.idle_extension_s,
-        absolute_max_s=config.peek_timeouts.absolute_max_s,
-        concurrent=config.max_concurrent_peeks,
-        concurrent_per_source=config.max_concurrent_peeks_per_source,
-        connections_per_source=config.max_connections_per_source or UNBOUNDED,
-        answers=config.unrouted_close == "answer",
-        claim_wait_s=config.port_claim_wait_s,
-        server_first=frozenset(config.server_first_ports) or SERVER_FIRST_PORTS,
-    )

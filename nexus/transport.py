@@ -39,3 +39,36 @@ class Dialer(Protocol):
 
     def flow_idle_s(self, port: int) -> float:
         """Return after how many seconds without a datagram a flow of this UDP port ends."""
+
+
+class LocalFirst:
+    """A node's own backends, and peers for what those do not serve. Local beats peers, exact or not."""
+
+    def __init__(self, local: Dialer, peers: Dialer) -> None:
+        """Ask ``local`` first."""
+        self._local = local
+        self._peers = peers
+
+    def open_stream(self, request: OpenRequest) -> Stream | Reject:
+        """Open a stream here, else through a peer, else say why there is none here."""
+        opened = self._local.open_stream(request)
+        if isinstance(opened, Stream):
+            return opened
+        through = self._peers.open_stream(request)
+        return through if isinstance(through, Stream) else opened
+
+    def claims_port(self, port: int) -> bool:
+        """Tell whether anybody serves this TCP port."""
+        return self._local.claims_port(port) or self._peers.claims_port(port)
+
+    def open_flow(self, request: OpenRequest, owner: FlowOwner, client: Address) -> Flow | Reject:
+        """Open a flow here, else through a peer, else say why there is none here."""
+        opened = self._local.open_flow(request, owner, client)
+        if isinstance(opened, Flow):
+            return opened
+        through = self._peers.open_flow(request, owner, client)
+        return through if isinstance(through, Flow) else opened
+
+    def flow_idle_s(self, port: int) -> float:
+        """Return what holds for this node's own backends."""
+        return self._local.flow_idle_s(port)

@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
+from nexus.admin.mesh_metrics import MeshStats, mesh_families
+
 ACCEPT_PLAIN = ""
 """What to pass ``render`` for the text format that every Prometheus version reads (0.0.4)."""
 
@@ -101,6 +103,8 @@ class NodeStats:
     outbound_total: int = 0
     outbound_refusals_total: Mapping[str, int] = field(default_factory=dict)
     """Outbound connections that were asked for and not opened, by reason."""
+
+    mesh: MeshStats = field(default_factory=MeshStats)
 
 
 _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
@@ -252,7 +256,13 @@ _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int
 
 def families(stats: NodeStats) -> list[Metric]:
     """Return the node's metric families with the values of ``stats``, in the order of the documentation."""
-    return [_build(stats), *_gauges(stats), *_counters(stats), *_labelled_counters(stats)]
+    return [
+        _build(stats),
+        *_gauges(stats),
+        *_counters(stats),
+        *_labelled_counters(stats),
+        *mesh_families(stats.mesh),
+    ]
 
 
 class NodeCollector:

@@ -83,6 +83,12 @@ NODE_KEYS: tuple[Field, ...] = (
                 kind=Kind.STRINGS,
                 doc="suffixes of the names in the certificates of other nodes; required with peers",
             ),
+            _choice(
+                "suffixMatching",
+                "labels: a suffix covers whole labels; loose: as the original compares, byte by byte, common name too",
+                "labels",
+                "loose",
+            ),
         ),
     ),
     _text("hubTlsCertFile", "PEM file of the hub's certificate chain; together with hubTlsKeyFile"),
@@ -196,6 +202,9 @@ NODE_KEYS: tuple[Field, ...] = (
     _text(
         "authorizerCAFile",
         "PEM file of the roots that verifier, key URL and status URIs are checked against; empty = system",
+    ),
+    _text(
+        "peerCAFile", "PEM file of the roots that other nodes are checked against, in both directions; empty = system"
     ),
     _text("revocationFile", "list of revoked tokens, one entry a line: sub, jti or kid and a value"),
     _count(

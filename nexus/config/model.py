@@ -22,6 +22,7 @@ class PeerAuthentication:
     """Which nodes may connect to this one."""
 
     trusted_domain_suffixes: tuple[str, ...]
+    suffix_matching: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class NodeConfig:
     backends_jwksurl: str
     remote_verifier_fallback: bool
     authorizer_ca_file: str
+    peer_ca_file: str
     revocation_file: str
     max_refusals_per_source: int
 

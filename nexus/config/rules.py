@@ -20,6 +20,7 @@ from nexus.addresses import parse_network
 from nexus.config.keys import UNBOUNDED
 from nexus.document import Record
 from nexus.document.addresses import ServiceResolver, check_host_port, is_ip, is_loopback, parse_host_port
+from nexus.document.peers import PeerAddress, PeerEntryError, is_dns_entry, parse_peer
 from nexus.errors import Problem
 from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 
@@ -112,7 +113,7 @@ def _peers(record: Record) -> Iterator[Problem]:
         if not record.text("peerListenAddress"):
             yield record.problem("peerListenAddress", "is required with peers", "set it, such as ':8444'")
         trust = record.table("peerAuthentication")
-        if not any(suffix.strip() for suffix in trust.texts("trustedDomainSuffixes")):
+        if not trust.texts("trustedDomainSuffixes"):
             what, mend = (
                 "is required with peers",
                 "list the suffixes of your nodes' names, such as '.nodes.example.com'",
@@ -219,19 +220,50 @@ def lowered(record: Record) -> Record:
     return replace(record, values={**record.values, _DATAGRAM_BYTES: usable})
 
 
-def _mesh_without_peers(record: Record) -> Iterator[Problem]:
-    if record.text("peerListenAddress") and not record.texts("peers"):
-        yield record.problem("peerListenAddress", "has no effect without peers", "list the other nodes in peers")
+def _mesh_without_trust(record: Record) -> Iterator[Problem]:
+    trust = record.table("peerAuthentication")
+    if record.text("peerListenAddress") and not trust.texts("trustedDomainSuffixes"):
+        what = "has no effect without peerAuthentication.trustedDomainSuffixes"
+        yield record.problem(
+            "peerListenAddress", what, "list the suffixes of the names of nodes that may dial this one"
+        )
+
+
+def _blank_suffixes(record: Record) -> Iterator[Problem]:
+    trust = record.table("peerAuthentication")
+    if trust.text("suffixMatching") == "loose":
+        return
+    for index, suffix in enumerate(trust.texts("trustedDomainSuffixes")):
+        if not suffix.strip(" .*"):
+            what = "names nobody; the original takes it for every node with a certificate of a public CA"
+            mend = "write the suffix of your nodes' names, or set peerAuthentication.suffixMatching to loose"
+            yield trust.problem(f"trustedDomainSuffixes[{index}]", what, mend)
+
+
+def _peer_names(record: Record) -> Iterator[Problem]:
+    for index, text in enumerate(record.texts("peers")):
+        if is_dns_entry(text):
+            yield from _check_peer(record, index, text)
 
 
 def _peer_urls(record: Record) -> Iterator[Problem]:
-    for index, peer in enumerate(record.texts("peers")):
-        url = _split(peer)
-        if url is None or url.scheme not in ("ws", "wss") or not url.hostname:
-            what = "is not a WebSocket URL with a host, and will never connect"
-            yield record.problem(f"peers[{index}]", what, "write wss://host:8444/mesh")
-        elif url.scheme == "ws" and not is_loopback(url.hostname):
-            yield record.problem(f"peers[{index}]", "is not encrypted", "write wss:// instead of ws://")
+    for index, text in enumerate(record.texts("peers")):
+        if not is_dns_entry(text):
+            yield from _check_peer(record, index, text)
+
+
+def _check_peer(record: Record, index: int, text: str) -> Iterator[Problem]:
+    key = f"peers[{index}]"
+    try:
+        peer = parse_peer(text)
+    except PeerEntryError as error:
+        yield record.problem(key, error.what, error.mend)
+        return
+    if isinstance(peer, PeerAddress):
+        if not peer.is_secure and not is_loopback(peer.host):
+            yield record.problem(key, "is not encrypted", "write wss:// instead of ws://")
+        if peer.path == "/":
+            yield record.problem(key, "has no path, and nodes refuse '/'", "write wss://host:8444/mesh")
 
 
 def _acme_port(record: Record) -> Iterator[Problem]:
@@ -286,6 +318,7 @@ ERRORS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"backendsJWKSURL"}), _key_url),
     (_TLS_KEYS, _hub_certificate),
     (frozenset({"peers", "peerListenAddress", "peerAuthentication"}), _peers),
+    (frozenset({"peers"}), _peer_names),
     (frozenset({"registrationURL", "backendListenAddress"}), _registration),
     (frozenset({"stunPort", "udpRelayPorts"}), _stun),
     (frozenset({"peekTimeouts"}), _peek_timeouts),
@@ -303,7 +336,8 @@ WARNINGS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"allowOutbound", "allowedOutboundPorts", "maxOutboundConnsPerBackend"}), _outbound),
     (frozenset({"udpFlowIdleTimeoutMinSeconds", "udpFlowIdleTimeoutMaxSeconds"}), _udp_idle_range),
     (frozenset({_DATAGRAM_BYTES}), _long_datagrams),
-    (frozenset({"peers", "peerListenAddress"}), _mesh_without_peers),
+    (frozenset({"peerAuthentication", "peerListenAddress"}), _mesh_without_trust),
+    (frozenset({"peerAuthentication"}), _blank_suffixes),
     (frozenset({"peers"}), _peer_urls),
     (frozenset({"hubPublicHostname", "relayPorts"}), _acme_port),
     (_VERIFIER_KEYS, _verifier_alone),

@@ -6,8 +6,6 @@ import asyncio
 import logging
 from typing import Final
 
-from websockets.frames import CloseCode
-
 from nexus.auth.grants import Grant
 from nexus.hub.outbound import Outbound
 from nexus.hub.registry import Registry
@@ -31,8 +29,6 @@ UNTOLD_FIN_LINGER_S: Final = 30.0
 # was not read, for no fault of the backend's. It gets so much more time, and no more: who holds up the link on purpose
 # must not escape the question.
 HELD_GRACE_S: Final = 300.0
-# A backend chooses its close code; only the registered ones are values of a metric's label.
-_NAMED_CODES: Final = frozenset(code.value for code in CloseCode)
 
 
 class BackendSession:
@@ -180,8 +176,7 @@ class BackendSession:
     def session_ended(self, end: LinkEnd) -> None:
         """Leave the registry."""
         self.outbound.end()
-        code = str(end.code) if end.code in _NAMED_CODES else "other"
-        self._registry.leave(self, "error" if end.error else code)
+        self._registry.leave(self, end.label)
         _log.info("session of %s ended: %s", self.name, end)
 
     # -- Events -----------------------------------------------------------------------------------------------------

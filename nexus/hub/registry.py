@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,7 @@ class Registry:
         self.table: RouteTable[BackendSession] = RouteTable()
         self.sessions: set[BackendSession] = set()
         self.totals = Totals()
+        self.routes_changed: Callable[[], None] = lambda: None
         self.closed = False  # the node stops: backends may have nothing new dialled
         self._subjects: Counter[str] = Counter()
 
@@ -61,10 +62,12 @@ class Registry:
         self.totals.sessions += 1
         self._subjects[backend.grant.subject] += 1
         self.table.claim(backend, backend.grant.route_keys, backend.grant.weight)
+        self.routes_changed()
 
     def retire(self, backend: BackendSession) -> None:
         """Route nothing new to a backend; its streams go on. Idempotent."""
-        self.table.release(backend)
+        if self.table.release(backend):
+            self.routes_changed()
 
     def leave(self, backend: BackendSession, why: str) -> None:
         """Forget a backend whose link is gone."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from websockets.client import ClientProtocol
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
@@ -25,6 +26,7 @@ from nexus.protocol.constants import (
     CLOSE_POLICY,
     CLOSE_REASON_MAX_BYTES,
     HANDSHAKE_MESSAGE_MAX_BYTES,
+    KIND_DATA,
     MESSAGE_MAX_BYTES,
 )
 from nexus.protocol.framing import Buffer, FrameReader, Masker, RareFrame, data_header, frame_header
@@ -47,6 +49,7 @@ WRITE_MAX_BYTES: Final = 16 * 1024 * 1024
 HANDSHAKE_FRAMES_MAX: Final = 256
 # What gathers in one turn of the event loop is written at the latest at this size: two full messages.
 WRITE_BATCH_BYTES: Final = 64 * 1024
+ROUND_TRIPS_KEPT: Final = 32  # ours: a path that has become longer is believed after so many pings
 CLOSE_TIMEOUT_S: Final = 2.0  # RFC 6455 7.1.1: the closing handshake, before TCP is cut anyway
 # The library tells of every connection at INFO; ``nexus.logs`` raises this logger's level.
 WEBSOCKET_LOG: Final = logging.getLogger("nexus.websocket")
@@ -54,6 +57,7 @@ WEBSOCKET_LOG: Final = logging.getLogger("nexus.websocket")
 KEEP_ALIVE_PING: Final = b"alive?"
 _ABNORMAL: Final = 1006  # RFC 6455 7.4.1: no close frame was received
 _INVALID_TEXT: Final = 1007
+_NAMED_CODES: Final = frozenset(code.value for code in CloseCode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +68,20 @@ class LinkEnd:
     reason: str
     error: str = ""
 
+    @property
+    def label(self) -> str:
+        """Why, for a metric: ``error``, or the close code; the other side chooses it, so only registered ones count."""
+        if self.error:
+            return "error"
+        return str(self.code) if self.code in _NAMED_CODES else "other"
+
     def __str__(self) -> str:
         """Short text for a log line."""
         return self.error or f"closed with code {self.code}" + (f" ({self.reason})" if self.reason else "")
+
+
+Admit = Callable[[asyncio.Transport], str]
+"""Says why whoever connected is refused, before the upgrade is answered; "" admits."""
 
 
 class LinkOwner(Protocol):
@@ -93,8 +108,19 @@ class Link(asyncio.BufferedProtocol):
 
     transport: asyncio.Transport  # from connection_made on
 
-    def __init__(self, websocket: ServerProtocol | ClientProtocol, owner: LinkOwner, *, path: str) -> None:
-        """Take a fresh sans-I/O protocol of either role; a server answers only ``path``."""
+    def __init__(
+        self,
+        websocket: ServerProtocol | ClientProtocol,
+        owner: LinkOwner,
+        *,
+        path: str,
+        data_kind: int = KIND_DATA,
+        admit: Admit | None = None,
+    ) -> None:
+        """Take a fresh sans-I/O protocol of either role; a server answers only ``path``, and whom it admits.
+
+        ``data_kind`` is the first octet of the data messages that are sent.
+        """
         self.websocket = websocket
         self.owner = owner
         self.writable = True
@@ -102,7 +128,9 @@ class Link(asyncio.BufferedProtocol):
         self.lost: asyncio.Future[LinkEnd] = asyncio.get_running_loop().create_future()
         self._upgrade = Upgrade(websocket, path)
         self._is_server = isinstance(websocket, ServerProtocol)
-        self._masker = None if self._is_server else Masker(apply_mask)
+        self._data_kind = data_kind
+        self._admit = admit
+        self._masker = None if self._is_server else Masker(apply_mask, data_kind)
         self._reader = FrameReader(masked=self._is_server, apply_mask=apply_mask)
         self._view = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         self._end = 0
@@ -116,6 +144,7 @@ class Link(asyncio.BufferedProtocol):
         self._step_s = 0.0
         self._pinged_at: float | None = None
         self.round_trip_s: float | None = None
+        self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
         self._backlog: list[bytes | RareFrame] = []
         self._unwritten: list[Buffer] = []
         self._unwritten_bytes = 0
@@ -128,8 +157,10 @@ class Link(asyncio.BufferedProtocol):
     # -- asyncio callbacks ------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the upgrade request where this side is the client."""
+        """Send the upgrade request where this side is the client, or see who the client is."""
         self.transport = cast(asyncio.Transport, transport)
+        if self._admit is not None:
+            self._upgrade.refusal = self._admit(self.transport)
         self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
         if isinstance(self.websocket, ClientProtocol):
             self.websocket.send_request(self.websocket.connect())
@@ -199,7 +230,7 @@ class Link(asyncio.BufferedProtocol):
     def send_data(self, stream_id: bytes, payload: Buffer) -> None:
         """Send one data message of at most PAYLOAD_MAX_BYTES; call only while ``writable``."""
         if self._masker is None:
-            self._write(data_header(stream_id, len(payload)), payload)
+            self._write(data_header(stream_id, len(payload), self._data_kind), payload)
         else:
             self._write(*self._masker.data_frame(stream_id, payload))
 
@@ -242,10 +273,13 @@ class Link(asyncio.BufferedProtocol):
         self._in_session = True
         self.limit_messages(MESSAGE_MAX_BYTES)
 
-    def limit_messages(self, limit: int) -> None:
-        """Close with 1009 when a message is longer than this, all its fragments together."""
+    def limit_messages(self, limit: int, text_limit: int | None = None) -> None:
+        """Close with 1009 when a message is longer than this, all its fragments together; text has a limit of its own.
+
+        A binary ``limit`` is at most HANDSHAKE_MESSAGE_MAX_BYTES: such a message must fit into the receive buffer.
+        """
         self._reader.max_message_bytes = limit
-        self.websocket.max_message_size = limit
+        self._reader.max_text_bytes = limit if text_limit is None else text_limit
 
     def keep_alive(self, interval_s: float, dead_after_s: float) -> None:
         """Ping every ``interval_s``; abort the link when nothing at all arrived for ``dead_after_s``.
@@ -264,6 +298,11 @@ class Link(asyncio.BufferedProtocol):
         self.ping(KEEP_ALIVE_PING)
         self._step_s = min(interval_s, dead_after_s - self._silent_s)
         self._later("keep-alive", self._step_s, lambda: self.keep_alive(interval_s, dead_after_s))
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come, in whole intervals of ``keep_alive``."""
+        return self._silent_s
 
     @property
     def held(self) -> bool:
@@ -390,6 +429,7 @@ class Link(asyncio.BufferedProtocol):
                 self._fail(f"more than {HANDSHAKE_FRAMES_MAX} frames before the session")
                 self._flush()
                 return
+        websocket.max_message_size = frame.message_max_bytes
         if frame.fragment_bytes is not None:
             websocket.current_size = frame.fragment_bytes
         websocket.receive_data(frame.raw)
@@ -430,8 +470,9 @@ class Link(asyncio.BufferedProtocol):
                 self.owner.text_received(text)
 
     def _note_round_trip(self, round_trip_s: float) -> None:
-        """Keep the shortest: the others waited behind data, here or there."""
-        self.round_trip_s = min(round_trip_s, self.round_trip_s or round_trip_s)
+        """Keep the shortest of late: the others waited behind data, here or there."""
+        self._round_trips.append(round_trip_s)
+        self.round_trip_s = min(self._round_trips)
 
     # -- Writing ----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nexus.protocol.framing import Buffer
-from nexus.protocol.messages import credit_message, simple_message
 from nexus.protocol.reasons import Reason
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ class Drop(StrEnum):
     BACKEND_SLOW = "backend_slow"  # the link to the backend is full, or closing
     NO_TURN = "no_turn"  # its turn under the bandwidth cap is too far off
     FLOW_ENDED = "flow_ended"  # before its turn came
+    PEER_SLOW = "peer_slow"  # the link to the node that has the client is full, or closing
 
 
 class FlowOwner(Protocol):
@@ -111,8 +111,8 @@ class Flow:
         elif not gate.offer(self.id, datagram, self._deliver_in_turn, to_backend=False):
             self.owner.dropped(self, Drop.NO_TURN)
         self.held += 1
-        if self.held >= FLOW_BATCH:
-            self.session.send_control(credit_message(self.id, self.held))
+        if self.held >= FLOW_BATCH and self.session.wire.grants_flows:
+            self.session.send_control(self.session.wire.credits(self.id, self.held))
             self.held = 0
 
     def receive_credits(self, count: int) -> None:
@@ -134,7 +134,7 @@ class Flow:
         """Tell the backend that the flow is over; a no-op once it is."""
         if self.session.flows.pop(self.id, None) is not None:
             self._forget_waiting()
-            self.session.send_control(simple_message("disconnect", self.id, reason))
+            self.session.send_control(self.session.wire.disconnect(self.id, reason))
 
     # -- Inside -----------------------------------------------------------------------------------------------------
 

@@ -19,15 +19,13 @@ from nexus.link.stream import Stream
 from nexus.protocol.constants import (
     DATA_HEADER_BYTES,
     FEATURE_HALF_CLOSE,
-    KIND_CONTROL,
-    KIND_DATA,
-    WINDOW_MAX,
     WINDOW_MIN,
 )
 from nexus.protocol.framing import Buffer
-from nexus.protocol.messages import Control, parse_control, simple_message
+from nexus.protocol.messages import Control
 from nexus.protocol.reasons import Reason
 from nexus.protocol.window import ReceiveWindow
+from nexus.protocol.wire import SESSION_WIRE, Wire
 
 if TYPE_CHECKING:
     from nexus.link.splice import Gate
@@ -79,9 +77,10 @@ class Role(Protocol):
 class Session:
     """The streams of one link. It is the link's owner from the end of the handshake on."""
 
-    def __init__(self, link: Link, role: Role, features: tuple[str, ...]) -> None:
-        """Take over ``link``; ``features`` is what both sides know."""
+    def __init__(self, link: Link, role: Role, features: tuple[str, ...], wire: Wire = SESSION_WIRE) -> None:
+        """Take over ``link``; ``features`` is what both sides know, ``wire`` how they write it."""
         self.link = link
+        self.wire = wire
         self.role = role
         self.streams: dict[bytes, Stream] = {}
         self.flows: dict[bytes, SessionFlow] = {}
@@ -107,17 +106,15 @@ class Session:
     def message_received(self, message: bytes) -> None:
         """Dispatch one binary message; malformed ones are dropped, as the original does."""
         kind = message[0] if message else 0
-        if kind == KIND_DATA and len(message) >= DATA_HEADER_BYTES:
+        if kind == self.wire.data_kind and len(message) >= DATA_HEADER_BYTES:
             stream = self.streams.get(message[1:DATA_HEADER_BYTES])
             if stream is not None:
                 self.bytes_received += len(message) - DATA_HEADER_BYTES
                 stream.receive(memoryview(message)[DATA_HEADER_BYTES:])
             else:
                 self._receive_datagram(message)
-        elif kind == KIND_CONTROL:
-            self._receive_control(message)
         else:
-            _log.debug("dropped a message of kind %#04x and %d bytes", kind, len(message))
+            self._receive_control(message)
 
     def text_received(self, text: str) -> None:
         """Hand text to the role."""
@@ -134,7 +131,7 @@ class Session:
         self._pace_due = False
         confirmed, self._paced = self._paced, {}
         for stream in confirmed:
-            if not stream.ended and stream.send_window.confirm():
+            if not stream.ended and stream.attempt is None and stream.send_window.confirm():
                 stream.resume()
         self._ping_for_pace()
 
@@ -167,6 +164,10 @@ class Session:
         if self.link.writable and len(self._waiting) == 1:
             self._turn()
 
+    def unqueue(self, stream: Stream) -> None:
+        """Take a stream out of the round robin before its turn."""
+        self._waiting.remove(stream)
+
     def out_of_credit(self, stream: Stream) -> None:
         """Ask for a sign of life from a peer that does not grant credits, see ``SendWindow``."""
         window = stream.send_window
@@ -197,7 +198,7 @@ class Session:
         round_trip_s = self.link.round_trip_s
         if round_trip_s is None or not window.is_short(released, self.link.now(), round_trip_s):
             return 0
-        more = min(window.size, WINDOW_MAX - window.size, WINDOWS_MAX - self.window_messages)
+        more = min(window.size, self.wire.window_max - window.size, WINDOWS_MAX - self.window_messages)
         if more <= 0:
             return 0
         window.grow(more)
@@ -223,19 +224,23 @@ class Session:
     def send_eof(self, stream: Stream) -> bool:
         """Tell the peer that the stream's endpoint sent its last byte; return whether it knows how to take that."""
         if FEATURE_HALF_CLOSE in self.features:
-            self.link.send_message(simple_message("half_close", stream.id))
+            self.link.send_message(self.wire.half_close(stream.id))
             return True
         self.role.ended_sending(stream)
         return False
 
     def forget(self, stream: Stream, reason: str) -> None:
         """Drop a stream that ended."""
+        self.drop(stream)
+        self.role.stream_ended(stream, reason)
+
+    def drop(self, stream: Stream) -> None:
+        """Know nothing of a stream any more: it ended, or goes on in another session."""
         if self.streams.pop(stream.id, None) is not None:
             self.window_messages -= stream.receive_window.size
         self._unpaced.pop(stream, None)
         self._paced.pop(stream, None)
         self.endpoint_drained(stream)
-        self.role.stream_ended(stream, reason)
 
     def note_fault(self, what: str) -> None:
         """Count what the peer does against the protocol; the first few in each interval are warnings."""
@@ -291,7 +296,7 @@ class Session:
 
     def _receive_control(self, message: bytes) -> None:
         try:
-            control = parse_control(memoryview(message)[1:])
+            control = self.wire.parse(message)
         except RemoteProtocolError as error:
             self.note_fault(f"sent a control message that was dropped: {error}")
             return
@@ -309,7 +314,7 @@ class Session:
             case "disconnect":
                 del self.flows[control.stream_id]
                 flow.receive_disconnect(control.reason)
-            case "resume_stream":
+            case "resume_stream" | "credits":
                 flow.receive_credits(control.credits)
             case "pause_stream":
                 flow.receive_pause()
@@ -339,4 +344,5 @@ _STREAM_EVENTS: Final[Mapping[str, Callable[[Stream, Control], None]]] = {
     "pause_stream": _on_pause,
     "resume_stream": lambda stream, control: stream.receive_credits(control.credits),
     "half_close": _on_half_close,
+    "credits": lambda stream, control: stream.receive_grant(control.credits),
 }

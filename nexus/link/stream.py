@@ -18,7 +18,6 @@ from nexus.protocol.constants import (
     PAYLOAD_MAX_BYTES,
 )
 from nexus.protocol.framing import Buffer
-from nexus.protocol.messages import credit_message, simple_message
 from nexus.protocol.reasons import Reason, is_clean
 from nexus.protocol.window import ReceiveWindow, SendWindow
 
@@ -46,6 +45,21 @@ class Endpoint(Protocol):
 
     def unwritten_bytes(self) -> int:
         """Return how many bytes wait to be delivered."""
+
+
+class Attempt:
+    """A dialled stream's first way to its far end, until that answers: what was sent, and what to do without answer.
+
+    ``failed`` is told why and returns whether the stream goes on by another way (``Stream.move``). While it waits for
+    an answer a stream sends no more than UNCREDITED_MAX messages, so no more are kept.
+    """
+
+    __slots__ = ("failed", "kept")
+
+    def __init__(self, failed: Callable[[Stream, str], bool]) -> None:
+        """Keep nothing yet."""
+        self.failed = failed
+        self.kept: list[Buffer] = []
 
 
 class _Nowhere:
@@ -95,6 +109,7 @@ class Stream:
         "_reading",
         "_unsent",
         "active",
+        "attempt",
         "bytes_received",
         "bytes_sent",
         "ended",
@@ -130,6 +145,7 @@ class Stream:
         self.receive_window = ReceiveWindow(session.reserve_window(receive_window))
         self.grants = True
         self.held_up: Callable[[], bool] | None = None
+        self.attempt: Attempt | None = None
         self.bytes_sent = 0
         self.bytes_received = 0
         self.sent_eof = False
@@ -185,6 +201,8 @@ class Stream:
             self.bytes_sent += len(payload)
             session.bytes_sent += len(payload)
             session.link.send_data(self.id, payload)
+            if self.attempt is not None:
+                self.attempt.kept.append(payload)
             if not self.send_window.can_send():
                 self._want_read(wanted=False)
                 session.out_of_credit(self)
@@ -206,7 +224,7 @@ class Stream:
     def endpoint_lost(self, reason: Reason = Reason.RESET) -> None:
         """The endpoint broke: tell the peer at once and drop what was not sent."""
         if not self.ended:
-            self.session.send_control(simple_message("disconnect", self.id, reason))
+            self.session.send_control(self.session.wire.disconnect(self.id, reason))
             self._end(reason)
 
     def endpoint_full(self, full: bool) -> None:
@@ -220,6 +238,12 @@ class Stream:
             self.active = True
             self._drained()
 
+    def use_pauses(self) -> None:
+        """Slow the peer down by pauses from now on: it turned out to know no credits."""
+        self.grants = False
+        if self._full:
+            self._pause_peer(full=True)
+
     def endpoint_keeps(self, messages: int) -> None:
         """A full endpoint has delivered all but the last ``messages``: credits for the others follow."""
         self.active = True
@@ -230,6 +254,8 @@ class Stream:
     def receive(self, payload: Buffer) -> None:
         """Deliver one data message."""
         self.active = True
+        if self.attempt is not None:
+            self.answered()
         self.receive_window.receive()
         if self.received_eof:
             return
@@ -245,17 +271,24 @@ class Stream:
     def receive_credits(self, count: int) -> None:
         """Handle ``resume_stream``: it ends a pause and may grant credits."""
         self.send_window.paused = False
+        self.receive_grant(count)
+
+    def receive_grant(self, count: int) -> None:
+        """Handle credits that end no pause."""
+        self.attempt = None
         self.send_window.grant(count)
         self.resume()
 
     def receive_pause(self) -> None:
         """Handle ``pause_stream``."""
+        self.attempt = None
         self.send_window.paused = True
         self._want_read(wanted=False)
 
     def receive_eof(self) -> None:
         """Handle ``half_close``: the peer will send no more."""
         self.active = True
+        self.attempt = None
         if not self.received_eof:
             self.received_eof = True
             if not self.sent_eof:
@@ -266,8 +299,13 @@ class Stream:
                 self.end_cleanly()
 
     def receive_disconnect(self, reason: str) -> None:
-        """Handle ``disconnect``: deliver what arrived if the peer ended cleanly, else break visibly."""
-        if is_clean(reason):
+        """Handle ``disconnect``: deliver what arrived if the peer ended cleanly, else break visibly.
+
+        As the only answer to an attempt it is a refusal: nothing was delivered.
+        """
+        if self._failed(reason):
+            return
+        if is_clean(reason) and self.attempt is None:
             self.endpoint.finish()
         else:
             self.endpoint.abort()
@@ -275,13 +313,15 @@ class Stream:
 
     def session_lost(self) -> None:
         """The link is gone: nobody knows what did not arrive, so the end must be seen as broken."""
+        if self._failed(Reason.SESSION_ENDED):
+            return
         self.endpoint.abort()
         self._end(Reason.SESSION_ENDED)
 
     def close(self, reason: Reason) -> None:
         """End the stream from this side, in the middle."""
         if not self.ended:
-            self.session.send_control(simple_message("disconnect", self.id, reason))
+            self.session.send_control(self.session.wire.disconnect(self.id, reason))
             self.endpoint.abort()
             self._end(reason)
 
@@ -293,8 +333,42 @@ class Stream:
         if self._unsent:
             self._end_pending = True
         elif not self.ended:
-            self.session.send_control(simple_message("disconnect", self.id, Reason.NORMAL))
+            self.session.send_control(self.session.wire.disconnect(self.id, Reason.NORMAL))
             self._finish()
+
+    # -- By another way ---------------------------------------------------------------------------------------------
+
+    def answered(self) -> None:
+        """Keep to the way that was tried: its far end gave a sign, or may be one that gives none."""
+        self.attempt = None
+        self.session.out_of_credit(self)
+
+    def move(self, session: Session, stream_id: bytes, announce: Callable[[Stream], None]) -> None:
+        """Start anew on another session, with everything sent so far; only while there is an ``attempt``.
+
+        ``announce`` tells that session's far end of the stream before anything of it is sent there.
+        """
+        kept = self.attempt.kept if self.attempt is not None else []
+        self.session.drop(self)
+        if self._in_queue:
+            self.session.unqueue(self)
+        self.session, self.id = session, stream_id
+        self.send_window = SendWindow(paced=True)
+        self.receive_window = ReceiveWindow(session.reserve_window(CREDITS_INITIAL))
+        self._unsent.extendleft(reversed(kept))
+        kept.clear()
+        self._eof_pending = self._eof_pending or self.sent_eof
+        self.sent_eof = self._eof_told = self._in_queue = False
+        session.streams[stream_id] = self
+        announce(self)
+        if self._eof_pending and not self._unsent:
+            self._send_eof_now()
+        else:
+            self.resume()
+
+    def _failed(self, reason: str) -> bool:
+        """Give up the attempt; return whether the stream goes on by another way."""
+        return self.attempt is not None and not self.ended and self.attempt.failed(self, reason)
 
     # -- Progress ---------------------------------------------------------------------------------------------------
 
@@ -323,6 +397,8 @@ class Stream:
         self.bytes_sent += len(payload)
         self.session.bytes_sent += len(payload)
         self.session.link.send_data(self.id, payload)
+        if self.attempt is not None:
+            self.attempt.kept.append(payload)
         if not self._unsent:
             if self._end_pending:
                 self.end_cleanly()
@@ -338,6 +414,10 @@ class Stream:
             return False
         self._in_queue = True
         return True
+
+    def unsent_bytes(self) -> int:
+        """Return how many bytes wait for credits or for the link."""
+        return sum(map(len, self._unsent))
 
     @property
     def is_waiting(self) -> bool:
@@ -375,10 +455,8 @@ class Stream:
 
     def _pause_peer(self, full: bool) -> None:
         """Slow down a hub that knows no credits; flag and level are one thing, so they cannot disagree."""
-        if full:
-            self.session.send_control(simple_message("pause_stream", self.id, Reason.BUFFER_FULL))
-        else:
-            self.session.send_control(simple_message("resume_stream", self.id))
+        wire = self.session.wire
+        self.session.send_control(wire.pause(self.id, Reason.BUFFER_FULL) if full else wire.resume(self.id))
 
     def _drained(self) -> None:
         """Go on after the endpoint took what waited; what the link held back may fill it at once."""
@@ -390,7 +468,7 @@ class Stream:
         count = self.receive_window.release(kept)
         if count and self.grants and not self.ended:
             more = self.session.extend_window(self.receive_window, count)
-            self.session.send_control(credit_message(self.id, count + more))
+            self.session.send_control(self.session.wire.credits(self.id, count + more))
 
     def _send_eof_now(self) -> None:
         self._eof_pending = False

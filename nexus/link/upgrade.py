@@ -18,18 +18,20 @@ from websockets.server import ServerProtocol
 from nexus.errors import NexusError, RejectedError, RemoteProtocolError
 from nexus.protocol.constants import UPGRADE_HEAD_MAX_BYTES
 
+REFUSAL_SHOWN_CHARS: Final = 300  # ours: a log line, not a page
 _HEAD_END: Final = b"\r\n\r\n"
 
 
 class Upgrade:
     """Call ``receive`` until it is ``done`` (frames follow) or there is a ``failure``; never both."""
 
-    __slots__ = ("_head_done", "_path", "_websocket", "done", "failure")
+    __slots__ = ("_head_done", "_path", "_websocket", "done", "failure", "refusal")
 
     def __init__(self, websocket: ServerProtocol | ClientProtocol, path: str) -> None:
         """Take a fresh sans-I/O protocol; a server answers only ``path``."""
         self.done = False
         self.failure: NexusError | None = None
+        self.refusal = ""  # why a server refuses whoever asks
         self._websocket = websocket
         self._path = path
         self._head_done = False
@@ -72,7 +74,9 @@ class Upgrade:
     def _answer(self, request: Request) -> None:
         websocket = cast(ServerProtocol, self._websocket)
         if request.path.partition("?")[0] != self._path:
-            response = websocket.reject(HTTPStatus.NOT_FOUND, f"Backends connect to {self._path}.\n")
+            response = websocket.reject(HTTPStatus.NOT_FOUND, f"WebSockets are served at {self._path}.\n")
+        elif self.refusal:
+            response = websocket.reject(HTTPStatus.FORBIDDEN, f"{self.refusal}\n")
         else:
             response = websocket.accept(request)
         websocket.send_response(response)
@@ -82,7 +86,8 @@ class Upgrade:
         self.done = self._websocket.state is State.OPEN
         if not self.done and response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             status = f"{response.status_code} {response.reason_phrase}".strip()
-            self.failure = RejectedError(f"the hub answered HTTP {status} instead of 101", response.status_code)
+            why = _first_line(response.body)
+            self.failure = RejectedError(f"HTTP {status} instead of 101{why and f': {why}'}", response.status_code)
 
     def _refuse_large_head(self) -> None:
         why = f"the HTTP head is longer than {UPGRADE_HEAD_MAX_BYTES} bytes"
@@ -93,3 +98,9 @@ class Upgrade:
 
     def _fail(self, why: str) -> None:
         self.failure = self.failure or RemoteProtocolError(f"the upgrade failed: {why}")
+
+
+def _first_line(body: bytes | bytearray | None) -> str:
+    """Return what a refusal says for people: the first line of its body, where that is short and plain text."""
+    line = bytes(body or b"").partition(b"\n")[0].decode("ascii", "replace").strip()
+    return line if line.isprintable() and len(line) <= REFUSAL_SHOWN_CHARS and not line.startswith("<") else ""

@@ -21,7 +21,7 @@ from typing import Final
 
 from nexus.limits import UNBOUNDED, SourceCounter
 from nexus.link.flow import Address, Drop, Flow
-from nexus.listeners.flows import FlowTable
+from nexus.link.flow_table import FlowTable
 from nexus.listeners.origin import ANCILLARY_BYTES, ask_for_origin, origin_of, reply_from
 from nexus.protocol.framing import Buffer
 from nexus.protocol.reasons import Reason
@@ -110,7 +110,7 @@ class UdpPort:
         """Start without sockets."""
         self.number = number
         self.listeners = listeners
-        self.flows: FlowTable[Flow] = FlowTable(listeners.settings.flows_max)
+        self.flows: FlowTable[Address, Flow] = FlowTable(listeners.settings.flows_max)
         self._readers: list[_Reader] = []
 
     def read(self, sock: socket.socket) -> None:

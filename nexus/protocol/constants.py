@@ -16,6 +16,19 @@ PAYLOAD_MAX_BYTES: Final = 32_768  # original: payload of one data message
 MESSAGE_MAX_BYTES: Final = PAYLOAD_MAX_BYTES + DATA_HEADER_BYTES  # 32,785: original, receivers close with 1009 above it
 NIL_STREAM_ID: Final = bytes(STREAM_ID_BYTES)  # RFC 9562 5.9: the nil UUID
 
+# -- Messages between nodes -------------------------------------------------------------------------------------------
+MESH_PATH: Final = "/mesh"
+KIND_TUNNEL_DATA: Final = 0x11  # original
+KIND_TUNNEL_CLOSE: Final = 0x12  # original; behind the id ours says why
+KIND_TUNNEL_PAUSE: Final = 0x13  # original
+KIND_TUNNEL_RESUME: Final = 0x14  # original
+KIND_TUNNEL_CREDITS: Final = 0x15  # original, from v0.3.8 on
+KIND_TUNNEL_HALF_CLOSE: Final = 0x16  # ours
+TUNNEL_CREDITS_BYTES: Final = 8  # original: an unsigned 64-bit big-endian count behind the id
+# Ours: twice what an original sends. It bounds nothing itself, and a reader should be no stricter than it must be.
+TUNNEL_MESSAGE_MAX_BYTES: Final = 65_535
+ANNOUNCE_MAX_BYTES: Final = 8 * 1024 * 1024  # ours: 100,000 names of 80 characters; the original has no bound
+
 # -- Credits (unit: one data message) ---------------------------------------------------------------------------------
 CREDITS_INITIAL: Final = 64  # original: first grant in either direction
 CREDITS_BATCH: Final = 8  # original: a receiver grants again after this many messages
@@ -35,7 +48,8 @@ UPGRADE_HEAD_MAX_BYTES: Final = 16_384  # ours: HTTP request or response head of
 CHALLENGE_TYPE: Final = "handshake_challenge"
 REAUTH_TYPE: Final = "reauth_challenge"
 CLOSE_REASON_MAX_BYTES: Final = 123  # RFC 6455 5.5: control frame of 125 bytes less the code
-CLOSE_GOING_AWAY: Final = 1001  # RFC 6455 7.4.1
+CLOSE_NORMAL: Final = 1000  # RFC 6455 7.4.1
+CLOSE_GOING_AWAY: Final = 1001
 CLOSE_PROTOCOL_ERROR: Final = 1002
 CLOSE_POLICY: Final = 1008
 CLOSE_TOO_BIG: Final = 1009
@@ -62,3 +76,5 @@ OUTBOUND_ANSWER_TIMEOUT_S: Final = 15.0  # original: client waits for the hub's 
 FEATURE_HALF_CLOSE: Final = "half_close"
 FEATURE_DRAIN: Final = "drain"
 FEATURES: Final = (FEATURE_HALF_CLOSE, FEATURE_DRAIN)
+FEATURE_TUNNELS: Final = "tunnels_1"  # reasons of a close, refusals, windows above 64
+MESH_FEATURES: Final = (FEATURE_HALF_CLOSE, FEATURE_TUNNELS)

@@ -4,6 +4,7 @@ Strategy: nearly all traffic is binary messages, in one frame or (original clien
 handles exactly these, straight from the receive buffer, touching each payload once (unmask or copy). Every other frame
 (text, ping, pong, close, reserved bits, wrong masking, too long, a continuation that continues nothing) is handed out
 unparsed as a ``RareFrame`` for the ``websockets`` library to judge, so that library decides every error and its answer.
+A text frame may be longer than the receive buffer (a peer's announcement): it is handed on in pieces as it comes.
 ``fuzz/`` and ``tests/unit/protocol/test_framing.py`` hold both paths against each other.
 
 The library's C ``apply_mask`` is an argument, so this module needs the standard library only.
@@ -36,27 +37,39 @@ _PACK_LARGE: Final = struct.Struct("!BBHB16s").pack
 _PACK_HEADER_16: Final = struct.Struct("!BBH").pack
 _FIN_BINARY: Final = _FIN | _BINARY
 _MASK_POOL_BYTES: Final = 4096
+TEXT_PASSED_ON_BYTES: Final = 65_536  # ours: a shorter text frame is waited for, as it fits into any receive buffer
 
 
 @dataclass(frozen=True, slots=True)
 class RareFrame:
     """A frame for the ``websockets`` library: raw bytes, whole or, where its header already is an error, only the head.
 
-    ``fragment_bytes`` is the size of the fragmented binary message it interrupts, None outside one.
+    ``fragment_bytes`` is the size of the fragmented binary message it interrupts, None outside one. A message of its
+    kind may have ``message_max_bytes``. A long text frame comes in several pieces.
     """
 
     raw: bytes
     fragment_bytes: int | None
+    message_max_bytes: int
 
 
 class FrameReader:
     """Splits what one side of a WebSocket sends into messages.
 
     ``fragment_bytes`` is the size so far of the fragmented message under way. ``max_message_bytes`` may be raised or
-    lowered between calls (the handshake has a bound of its own).
+    lowered between calls (the handshake has a bound of its own); ``max_text_bytes`` holds for text.
     """
 
-    __slots__ = ("_apply_mask", "_fragments", "_mask_bit", "_rare_fragments", "fragment_bytes", "max_message_bytes")
+    __slots__ = (
+        "_apply_mask",
+        "_fragments",
+        "_mask_bit",
+        "_passing",
+        "_rare_fragments",
+        "fragment_bytes",
+        "max_message_bytes",
+        "max_text_bytes",
+    )
 
     def __init__(self, *, masked: bool, apply_mask: ApplyMask, max_message_bytes: int = MESSAGE_MAX_BYTES) -> None:
         """Read frames of a client (``masked``) or of a server."""
@@ -66,6 +79,8 @@ class FrameReader:
         self._rare_fragments = False
         self.fragment_bytes = 0
         self.max_message_bytes = max_message_bytes
+        self.max_text_bytes = max_message_bytes
+        self._passing = 0  # so much of a text frame is still to come
 
     def receive(self, view: memoryview, end: int) -> tuple[list[bytes | RareFrame], int]:
         """Take every complete frame from ``view[:end]``.
@@ -74,7 +89,7 @@ class FrameReader:
         keeps the rest and calls again with it in front. After a RareFrame that the library refused, call no more.
         """
         out: list[bytes | RareFrame] = []
-        at = 0
+        at = self._pass_on(view, end, out) if self._passing else 0
         mask_bit = self._mask_bit
         while end - at >= 2:
             first = view[at]
@@ -139,37 +154,47 @@ class FrameReader:
     def _rare(self, view: memoryview, at: int, body: int, stop: int, end: int, out: list[bytes | RareFrame]) -> int:
         """Hand out one frame once it is complete; a head that is already wrong goes at once, with all that is here."""
         length = stop - body
-        wrong = self._is_wrong(view, at) or self.fragment_bytes + length > self.max_message_bytes
-        if not wrong and stop > end:
+        opcode = view[at] & 0x0F
+        is_text = opcode == _TEXT or (opcode == _CONTINUATION and self._rare_fragments)
+        limit = self.max_text_bytes if is_text else self.max_message_bytes
+        wrong = self._is_wrong(view, at) or self.fragment_bytes + length > limit
+        if not wrong and stop > end and not (is_text and length > TEXT_PASSED_ON_BYTES and end >= body):
             return 0
         taken = min(stop, end)
-        out.append(self._hand_out(view, at, taken))
-        opcode = view[at] & 0x0F
-        if opcode == _TEXT or (opcode == _CONTINUATION and self._rare_fragments):
+        out.append(self._hand_out(view, at, taken, limit))
+        if is_text:
             self._rare_fragments = not view[at] & _FIN
             self.fragment_bytes = self.fragment_bytes + length if self._rare_fragments else 0
+            self._passing = 0 if wrong else stop - taken
+        return taken
+
+    def _pass_on(self, view: memoryview, end: int, out: list[bytes | RareFrame]) -> int:
+        """Hand out more of a long text frame; return how many octets went."""
+        taken = min(self._passing, end)
+        self._passing -= taken
+        out.append(self._hand_out(view, 0, taken, self.max_text_bytes))
         return taken
 
     def _cut_short(self, view: memoryview, at: int, end: int, out: list[bytes | RareFrame]) -> int:
         """Hand out a head whose first two octets are wrong already; return how many octets went."""
         if not self._is_wrong(view, at):
             return 0
-        out.append(self._hand_out(view, at, end))
+        out.append(self._hand_out(view, at, end, self.max_message_bytes))
         return end - at
 
     def _is_wrong(self, view: memoryview, at: int) -> bool:
         return view[at + 1] & _MASKED != self._mask_bit or view[at] & 0x0F not in _OPCODES
 
-    def _hand_out(self, view: memoryview, start: int, stop: int) -> RareFrame:
-        return RareFrame(bytes(view[start:stop]), self.fragment_bytes if self._fragments is not None else None)
+    def _hand_out(self, view: memoryview, start: int, stop: int, limit: int) -> RareFrame:
+        return RareFrame(bytes(view[start:stop]), self.fragment_bytes if self._fragments is not None else None, limit)
 
 
-def data_header(stream_id: bytes, payload_bytes: int) -> bytes:
-    """Return what precedes the payload of a data message in an unmasked (hub to backend) frame."""
+def data_header(stream_id: bytes, payload_bytes: int, kind: int = KIND_DATA) -> bytes:
+    """Return what precedes the payload of a data message in an unmasked (server to client) frame."""
     length = DATA_HEADER_BYTES + payload_bytes
     if length < _LENGTH_16:
-        return _PACK_SMALL(_FIN_BINARY, length, KIND_DATA, stream_id)
-    return _PACK_LARGE(_FIN_BINARY, _LENGTH_16, length, KIND_DATA, stream_id)
+        return _PACK_SMALL(_FIN_BINARY, length, kind, stream_id)
+    return _PACK_LARGE(_FIN_BINARY, _LENGTH_16, length, kind, stream_id)
 
 
 def frame_header(length: int, mask: bytes = b"") -> bytes:
@@ -183,11 +208,12 @@ def frame_header(length: int, mask: bytes = b"") -> bytes:
 class Masker:
     """Masks what a client sends (RFC 6455 section 5.3), with keys from the system's random source, drawn in bulk."""
 
-    __slots__ = ("_apply_mask", "_at", "_pool")
+    __slots__ = ("_apply_mask", "_at", "_kind", "_pool")
 
-    def __init__(self, apply_mask: ApplyMask) -> None:
-        """Draw the first key at the first message."""
+    def __init__(self, apply_mask: ApplyMask, kind: int = KIND_DATA) -> None:
+        """Draw the first key at the first message; ``kind`` is the first octet of a data message."""
         self._apply_mask = apply_mask
+        self._kind = bytes((kind,))
         self._pool = b""
         self._at = _MASK_POOL_BYTES
 
@@ -205,7 +231,7 @@ class Masker:
         # The payload starts at octet 17 of the message, so its mask is the key rotated by 17 % 4 = 1.
         head = frame_header(DATA_HEADER_BYTES + len(payload), key)
         return (
-            head + self._apply_mask(b"\x01" + stream_id, key),
+            head + self._apply_mask(self._kind + stream_id, key),
             self._apply_mask(payload, key[1:] + key[:1]),
         )
 

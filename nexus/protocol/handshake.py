@@ -23,7 +23,7 @@ from enum import Enum, auto
 
 from nexus.errors import LocalProtocolError, RemoteProtocolError
 from nexus.protocol.constants import CHALLENGE_TYPE, FEATURES, NONCE_BYTES, REAUTH_TYPE
-from nexus.protocol.messages import parse_features, replace_surrogates
+from nexus.protocol.messages import parse_texts, replace_surrogates
 
 
 class Stage(Enum):
@@ -112,7 +112,7 @@ def parse_challenge(text: str) -> Challenge:
     nonce = document.get("nonce")
     if not isinstance(nonce, str) or not _is_nonce(nonce):
         raise RemoteProtocolError("the hub's challenge has no nonce")
-    return Challenge(nonce, parse_features(document.get("features")))
+    return Challenge(nonce, parse_texts(document.get("features")))
 
 
 def parse_reauth_challenge(text: str) -> str | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,30 +99,52 @@ def parse_control(body: bytes | memoryview) -> Control:
         RemoteProtocolError: not a JSON object, or a known key of the wrong type. The session goes on; the message is
             dropped, as the original does.
     """
-    try:
-        document = _DECODER.decode(str(body, "utf-8", "replace"))
-    except (ValueError, RecursionError) as error:
-        raise RemoteProtocolError("control message is not JSON") from error
-    if not isinstance(document, tuple):
-        raise RemoteProtocolError("control message is not a JSON object")
     fields: dict[str, object] = {"event": ""}
-    for key, value in document:
-        name = key.lower()
-        if value is None:
-            continue
+    for name, value in parse_object(str(body, "utf-8", "replace")):
         if name == "client_id":
-            if not isinstance(value, str):
-                raise RemoteProtocolError("client_id is not a string")
-            fields["stream_id"] = parse_id(value)
+            fields["stream_id"] = parse_id_value(value)
         elif name == "features":
-            fields[name] = parse_features(value)
+            fields[name] = parse_texts(value)
         elif (kind := _KEYS.get(name)) is not None:
-            fields[name] = _checked(name, value, kind)
+            fields[name] = checked(name, value, kind)
     return Control(**fields)  # type: ignore[arg-type]
 
 
-def _checked(name: str, value: object, kind: type) -> object:
-    """Return the value of a known key, if it is of its type: neither a bool nor a float is an integer."""
+def parse_control_message(message: bytes) -> Control:
+    """Parse a whole control message, the leading 0x02 included; raises RemoteProtocolError as ``parse_control``."""
+    if message[:1] != _CONTROL:
+        raise RemoteProtocolError(f"a message of {len(message)} bytes is neither data nor control")
+    return parse_control(memoryview(message)[1:])
+
+
+def parse_object(text: str) -> Iterator[tuple[str, object]]:
+    """Return the pairs of a JSON object in order, keys in lower case, without those that are null.
+
+    Raises:
+        RemoteProtocolError: not JSON, or not an object.
+    """
+    try:
+        document = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise RemoteProtocolError("the message is not JSON") from error
+    if not isinstance(document, tuple):
+        raise RemoteProtocolError("the message is not a JSON object")
+    return ((key.lower(), value) for key, value in document if value is not None)
+
+
+def parse_id_value(value: object) -> bytes:
+    """Return the 16 bytes of a ``client_id``; raises RemoteProtocolError for anything but a UUID's text."""
+    if not isinstance(value, str):
+        raise RemoteProtocolError("client_id is not a string")
+    return parse_id(value)
+
+
+def checked(name: str, value: object, kind: type) -> object:
+    """Return the value of a known key, if it is of its type: neither a bool nor a float is an integer.
+
+    Raises:
+        RemoteProtocolError: it is of another type, or an integer that 64 bits do not hold.
+    """
     if type(value) is not kind or (isinstance(value, int) and not -_INT64_MAX - 1 <= value <= _INT64_MAX):
         raise RemoteProtocolError(f"{name} is not of type {kind.__name__}")
     return replace_surrogates(value) if isinstance(value, str) else value
@@ -142,8 +165,8 @@ def _refuse_constant(name: str) -> None:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse_constant)
 
 
-def parse_features(value: object) -> tuple[str, ...]:
-    """Return the feature names in ``value``; anything that is not a list of strings names none."""
+def parse_texts(value: object) -> tuple[str, ...]:
+    """Return the strings in a list, such as feature names; anything that is not a list holds none."""
     if not isinstance(value, list):
         return ()
     return tuple(replace_surrogates(item) for item in value if isinstance(item, str))

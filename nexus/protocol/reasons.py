@@ -10,7 +10,7 @@ from typing import Final
 
 
 class Reason(StrEnum):
-    """Reasons of the original, and ``reset``, which ours adds in the direction hub to backend."""
+    """Reasons of the original, and two of ours: ``reset`` (hub to backend), ``no_backend`` (between nodes)."""
 
     NORMAL = "normal"
     BUFFER_FULL = "buffer_full"
@@ -21,6 +21,7 @@ class Reason(StrEnum):
     SESSION_ENDED = "session_ended"
     UNKNOWN = "unknown"
     RESET = "reset"
+    NO_BACKEND = "no_backend"
 
 
 # An absent reason (every ``disconnect`` of an original hub) cannot be told from a clean end.

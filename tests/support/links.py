@@ -11,7 +11,7 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from nexus.link.connection import Link, LinkEnd
+from nexus.link.connection import Admit, Link, LinkEnd
 from nexus.protocol.constants import CONNECT_PATH, HANDSHAKE_MESSAGE_MAX_BYTES
 from tests.support.framing import URI
 
@@ -101,14 +101,14 @@ class Owner:
 class LinkHarness:
     """A link of either role, its transport, its owner, and the peer."""
 
-    def __init__(self, *, server: bool) -> None:
+    def __init__(self, *, server: bool, admit: Admit | None = None) -> None:
         self.owner = Owner()
         self.server = server
         ours: Protocol = ServerProtocol(max_size=1) if server else ClientProtocol(URI, max_size=1)
         self.peer: Protocol = (
             ClientProtocol(URI) if server else ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES * 2)
         )
-        self.link = Link(ours, self.owner, path=CONNECT_PATH)
+        self.link = Link(ours, self.owner, path=CONNECT_PATH, admit=admit)
         self.owner.link = self.link
         self.transport = MemoryTransport()
         self.link.connection_made(self.transport)

@@ -37,6 +37,8 @@ class Sent:
 class FakeLink:
     """Keeps what a session sends; ``room`` messages of data fit until it is no longer writable."""
 
+    data_kind = b"\x01"
+
     def __init__(self) -> None:
         self.writable = True
         self.room: int | None = None
@@ -64,7 +66,7 @@ class FakeLink:
 
     def send_data(self, stream_id: bytes, payload: Buffer) -> None:
         assert self.writable or stream_id in self.flows, "data was sent although the link is full"
-        self._put("message", b"\x01" + stream_id + bytes(payload))
+        self._put("message", self.data_kind + stream_id + bytes(payload))
         if self.room is not None:
             self.room -= 1
             self.writable = self.room > 0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus import app, sockets
+from nexus import app, assembly, sockets
 from nexus.admin.probe import probe
 from nexus.app import Node, NodeAddresses, run_node
 from nexus.errors import ConfigError, TlsFileError
@@ -194,7 +194,7 @@ async def test_a_slow_client_shows_as_buffered_bytes(pki: Pki, config: Config, m
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)  # else the kernel would take all of it
         return sock
 
-    monkeypatch.setattr(app, "listen", listen)
+    monkeypatch.setattr(assembly, "listen", listen)
     async with running(pki, config()) as it:
         backend = await it.backend()
         reader, _ = await it.client(REQUEST)

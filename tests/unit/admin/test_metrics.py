@@ -16,7 +16,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 from prometheus_client.registry import DuplicateTimeseries
 
+from nexus.admin.mesh_metrics import mesh_families
 from nexus.admin.metrics import ACCEPT_PLAIN, NodeCollector, NodeStats, families, node_registry, render
+from tests.support.metrics import FULL_MESH, samples
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `([a-z_]+)` \| (gauge|counter) \|\s*([^|]*?)\s*\| (.+) \|$", re.MULTILINE)
@@ -59,12 +61,8 @@ FULL = NodeStats(
     key_set_fetched_seconds=1_850_000_000.0,
     verifier_answers_total={"refused": 18},
     key_set_fetches_total={"ok": 19},
+    mesh=FULL_MESH,
 )
-
-
-def samples(metrics: list[Metric]) -> dict[tuple[str, str], float]:
-    """Return every sample by name and label value."""
-    return {(s.name, "".join(s.labels.values())): s.value for metric in metrics for s in metric.samples}
 
 
 def exposed_type(metric: Metric) -> str:
@@ -118,10 +116,11 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_key_set_fetched_timestamp_seconds", ""): 1_850_000_000.0,
         ("nexus_verifier_answers_total", "refused"): 18,
         ("nexus_key_set_fetches_total", "ok"): 19,
+        **samples(list(mesh_families(FULL_MESH))),
     }
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(NodeStats)])
+@pytest.mark.parametrize("name", [field.name for field in fields(NodeStats) if field.name != "mesh"])
 def test_no_field_is_forgotten(name: str) -> None:
     """A field added to NodeStats has to be given a value in FULL, and then the test above a family."""
     value = getattr(FULL, name)

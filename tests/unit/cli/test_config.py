@@ -123,6 +123,7 @@ def test_files_of_keys_are_part_of_the_check(directory: Path) -> None:
         ("backendsJWKSFile", "/nonexistent/x: no such file"),
         ("revocationFile", "/nonexistent/x: no such file"),
         ("authorizerCAFile", "authorizerCAFile: /nonexistent/x: cannot be read"),
+        ("peerCAFile", "peerCAFile: /nonexistent/x: cannot be read"),
     ):
         value = ["/nonexistent/x"] if key == "additionalJWTSecretFiles" else "/nonexistent/x"
         outcome = nexus("config", "check", _node(directory, **{key: value}))

@@ -49,7 +49,7 @@ def test_the_least_file_resolves_every_default(path: Path) -> None:
     assert config.relay_ports == (443,)
     assert config.backends_jwt_secret == SECRET
     assert config.peek_timeouts == PeekTimeouts(15, 5, 30)
-    assert config.peer_authentication == PeerAuthentication(())
+    assert config.peer_authentication == PeerAuthentication((), "labels")
     assert (config.maintenance_grace_default_s, config.idle_timeout_s) == (1800, 0)
     assert (config.udp_max_flows, config.udp_max_datagram_bytes) == (200_000, 2048)
     assert config.udp_flow_idle_timeout_default_s == 30

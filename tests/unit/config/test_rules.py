@@ -42,7 +42,18 @@ def warnings(text: str) -> list[str]:
         ),
         ("peers: [wss://a/mesh]\npeerListenAddress: ':1'\npeerAuthentication: {trustedDomainSuffixes: [.a]}", []),
         (
-            "peers: [wss://a/mesh]\npeerAuthentication: {trustedDomainSuffixes: [' ']}",
+            (
+                "peers: ['dns+srv:example.com', 'dns+a:nodes', 'DNS+AAAA:x', 'b:1']\npeerListenAddress: ':1'\n"
+                "peerAuthentication: {trustedDomainSuffixes: [.a]}"
+            ),
+            [
+                "peers[0]: does not begin with the service and the protocol, each behind an underscore",
+                "peers[1]: has no port",
+                "peers[2]: has the unknown scheme 'DNS+AAAA:'",
+            ],
+        ),
+        (
+            "peers: [wss://a/mesh]\npeerAuthentication: {trustedDomainSuffixes: []}",
             [
                 "peerListenAddress: is required with peers",
                 "peerAuthentication.trustedDomainSuffixes: is required with peers",
@@ -212,7 +223,24 @@ def test_errors_in_required_keys(base: str, expected: list[str]) -> None:
                 )
             ],
         ),
-        ("peerListenAddress: ':8444'", ["peerListenAddress: has no effect without peers"]),
+        (
+            "peerListenAddress: ':8444'",
+            ["peerListenAddress: has no effect without peerAuthentication.trustedDomainSuffixes"],
+        ),
+        ("peerListenAddress: ':8444'\npeerAuthentication: {trustedDomainSuffixes: [.a.example]}", []),
+        (
+            "peerListenAddress: ':8444'\npeerAuthentication: {trustedDomainSuffixes: ['', .a.example]}",
+            [
+                (
+                    "peerAuthentication.trustedDomainSuffixes[0]: names nobody; "
+                    "the original takes it for every node with a certificate of a public CA"
+                )
+            ],
+        ),
+        (
+            "peerListenAddress: ':8444'\npeerAuthentication: {trustedDomainSuffixes: [''], suffixMatching: loose}",
+            [],
+        ),
         (
             "peers: ['wss://a/mesh', 'ws://localhost/mesh', 'ws://b/mesh', 'b:1', 'wss://']",
             [
@@ -221,6 +249,12 @@ def test_errors_in_required_keys(base: str, expected: list[str]) -> None:
                 "peers[4]: is not a WebSocket URL with a host, and will never connect",
             ],
         ),
+        (
+            "peers: ['wss://u:p@a/mesh']",
+            ["peers[0]: has a user name in it, which no node asks for, and will never connect"],
+        ),
+        ("peers: ['wss://a', 'wss://b/?x']", ["peers[0]: has no path, and nodes refuse '/'"]),
+        ("peers: ['dns+srv:_nexus._tcp.example.com', 'dns+a:nodes:8444']", []),
         ("hubPublicHostname: h.example.com", []),
         (
             "remoteVerifierURL: https://v.example.com/\nadditionalJWTSecretFiles: [f]\nbackendsJWKSFile: g",

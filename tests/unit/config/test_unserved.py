@@ -15,7 +15,7 @@ def test_every_key_in_use_gives_one_sentence() -> None:
     config = dataclasses.replace(load_node_config(SAMPLE, environ={}).config, hub_public_hostname="hub.example.com")
     sentences = unserved_features(config)
     assert [sentence.split(":")[0] for sentence in sentences] == list(UNSERVED)
-    assert sentences[0] == "peers: not served by this version"
+    assert sentences[0] == "hubPublicHostname: not served by this version"
 
 
 def test_a_file_without_them_gives_none(tmp_path: Path) -> None:

@@ -532,3 +532,32 @@ async def test_a_session_may_send_rare_frames_without_end() -> None:
     harness.link.start_session()
     harness.feed(frame(PING, b"", masked=True) * (2 * HANDSHAKE_FRAMES_MAX))
     assert not harness.link.is_closing()
+
+
+@both_roles
+async def test_text_may_be_longer_than_the_receive_buffer(server: bool) -> None:
+    """Where the owner allows it: a peer announces all its routes in one message."""
+    harness = LinkHarness(server=server).open()
+    harness.link.start_session()
+    harness.link.limit_messages(MESSAGE_MAX_BYTES, 1_000_000)
+    text = "n" * 999_999
+    harness.feed(frame(TEXT, text.encode(), masked=server) + frame(BINARY, b"data", masked=server))
+    assert harness.owner.heard == [("text", text), ("binary", b"data")]
+    harness.feed(frame(TEXT, b"n" * 1_000_001, masked=server))
+    harness.hear()
+    assert harness.peer.close_rcvd is not None
+    assert harness.peer.close_rcvd.code == 1009
+
+
+@both_roles
+async def test_binary_messages_keep_their_limit_beside_longer_text(server: bool) -> None:
+    """Nothing of one kind is measured by the other's bound."""
+    harness = LinkHarness(server=server).open()
+    harness.link.start_session()
+    harness.link.limit_messages(MESSAGE_MAX_BYTES, 1_000_000)
+    harness.feed(frame(BINARY, bytes(MESSAGE_MAX_BYTES), masked=server))
+    harness.feed(frame(BINARY, bytes(MESSAGE_MAX_BYTES + 1), masked=server))
+    harness.hear()
+    assert [len(what) for what in harness.owner.told("binary") if isinstance(what, bytes)] == [MESSAGE_MAX_BYTES]
+    assert harness.peer.close_rcvd is not None
+    assert harness.peer.close_rcvd.code == 1009

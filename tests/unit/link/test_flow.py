@@ -12,9 +12,9 @@ import pytest
 
 from nexus.link.endpoint import OnClosed, SocketEndpoint
 from nexus.link.flow import FLOW_BATCH, FLOW_WINDOW, Address, Drop, Flow, SessionFlow
+from nexus.link.flow_table import FlowTable
 from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES, Session
 from nexus.link.stream import Endpoint, Stream
-from nexus.listeners.flows import FlowTable
 from nexus.protocol.constants import CREDITS_BATCH
 from nexus.protocol.framing import Buffer
 from nexus.protocol.messages import credit_message, simple_message
@@ -249,7 +249,7 @@ def test_a_flow_that_ends_leaves_nothing_waiting_under_the_cap(side: Side, owner
 
 def test_a_flow_takes_little_memory(side: Side, owner: Owner) -> None:
     """200,000 of them, with their places in both tables, stay below 100 MB."""
-    table: FlowTable[Flow] = FlowTable(MANY)
+    table: FlowTable[Address, Flow] = FlowTable(MANY)
 
     def addresses() -> Iterator[Address]:
         for number in range(MANY):

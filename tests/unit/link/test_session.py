@@ -80,7 +80,7 @@ def test_a_broken_control_message_is_dropped_and_logged(caplog: pytest.LogCaptur
         side.session.message_received(b"\x02{")
         side.session.message_received(b'\x02{"event":"disconnect","client_id":"x"}')
     assert [record.getMessage() for record in caplog.records] == [
-        "the peer sent a control message that was dropped: control message is not JSON",
+        "the peer sent a control message that was dropped: the message is not JSON",
         "the peer sent a control message that was dropped: client_id is not a UUID: 'x'",
     ]
     assert not stream.ended

@@ -40,6 +40,25 @@ async def test_the_upgrade_opens_the_link(server: bool) -> None:
     assert harness.frames() == [("text", b"token")]
 
 
+async def test_a_server_may_refuse_whoever_connected() -> None:
+    """The answer says why, and no WebSocket comes to be."""
+    seen: list[object] = []
+
+    def admit(transport: object) -> str:
+        seen.append(transport)
+        return "no certificate of this fleet"
+
+    harness = LinkHarness(server=True, admit=admit)
+    harness.feed(HEAD.format(path="/connect", fields=FIELDS).encode())
+    assert seen == [harness.transport]
+    answer = harness.transport.take()
+    assert answer.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    assert answer.endswith(b"\r\n\r\nno certificate of this fleet\n")
+    assert harness.transport.closed
+    with pytest.raises(RemoteProtocolError):
+        harness.link.opened.result()
+
+
 @both_roles
 async def test_frames_in_the_segment_of_the_upgrade_are_not_lost(server: bool) -> None:
     """A peer that pipelines saves a round trip."""

@@ -1,4 +1,4 @@
-"""Tests of the numbers of the protocol: pinned here, and the same as in docs/protocol.md."""
+"""Tests of the numbers of the protocols: pinned here, and the same as in docs/protocol.md and docs/mesh.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nexus.protocol import constants
 
-PROTOCOL_PAGE = Path(__file__).parents[3] / "docs" / "protocol.md"
+PAGES = [Path(__file__).parents[3] / "docs" / name for name in ("protocol.md", "mesh.md")]
 ROW = re.compile(r"^\| `([A-Z][A-Z0-9_]+)` \| (.+?) \| (\w[\w ]*) \| (.+) \|$", re.MULTILINE)
 
 # What other programs rely on; a change here is a change of the protocol.
@@ -52,6 +52,19 @@ PINNED: dict[str, object] = {
     "FEATURE_HALF_CLOSE": "half_close",
     "FEATURE_DRAIN": "drain",
     "FEATURES": ("half_close", "drain"),
+    "MESH_PATH": "/mesh",
+    "TUNNEL_MESSAGE_MAX_BYTES": 65_535,
+    "ANNOUNCE_MAX_BYTES": 8_388_608,
+    "KIND_TUNNEL_DATA": 0x11,
+    "KIND_TUNNEL_CLOSE": 0x12,
+    "KIND_TUNNEL_PAUSE": 0x13,
+    "KIND_TUNNEL_RESUME": 0x14,
+    "KIND_TUNNEL_CREDITS": 0x15,
+    "KIND_TUNNEL_HALF_CLOSE": 0x16,
+    "TUNNEL_CREDITS_BYTES": 8,
+    "CLOSE_NORMAL": 1000,
+    "FEATURE_TUNNELS": "tunnels_1",
+    "MESH_FEATURES": ("half_close", "tunnels_1"),
 }
 UNITS = {"_S": "seconds", "_BYTES": "bytes"}
 
@@ -61,8 +74,8 @@ def defined() -> dict[str, object]:
 
 
 def documented() -> dict[str, tuple[object, str]]:
-    """Read value and unit of every constant from the tables of the page."""
-    rows = ROW.findall(PROTOCOL_PAGE.read_text())
+    """Read value and unit of every constant from the tables of the pages."""
+    rows = [row for page in PAGES for row in ROW.findall(page.read_text())]
     names = [name for name, *_ in rows]
     assert len(names) == len(set(names)), "a constant is in two tables"
     return {name: (_value(text, unit), unit) for name, text, unit, _ in rows}
@@ -79,7 +92,7 @@ def test_wire_constants() -> None:
     assert defined() == PINNED
 
 
-def test_the_tables_of_the_protocol_page_are_true_and_complete() -> None:
+def test_the_tables_of_the_protocol_pages_are_true_and_complete() -> None:
     """Each constant is in one table, with its value."""
     assert {name: value for name, (value, _) in documented().items()} == defined()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from websockets.frames import Frame
 from websockets.speedups import apply_mask
 from websockets.utils import apply_mask as slow_apply_mask
 
@@ -27,6 +28,7 @@ from tests.support.framing import (
     TEXT,
     Seen,
     frame,
+    protocol,
     read_alone,
     read_with_codec,
 )
@@ -338,8 +340,53 @@ def test_a_rare_frame_says_how_much_of_a_message_it_interrupts() -> None:
     )
     items, used = receive(reader, data + ping)
     assert used == len(data + ping)
-    assert items == [RareFrame(ping, None), RareFrame(ping, 0), RareFrame(ping, 3)]
+    limit = MESSAGE_MAX_BYTES
+    assert items == [RareFrame(ping, None, limit), RareFrame(ping, 0, limit), RareFrame(ping, 3, limit)]
     assert reader.fragment_bytes == 3
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_long_text_frame_is_handed_on_as_it_comes(masked: bool) -> None:
+    """An announcement may be longer than any buffer; what follows it is read as before."""
+    websocket = protocol(masked=masked)
+    websocket.max_message_size = 300_000
+    reader = FrameReader(masked=masked, apply_mask=apply_mask)
+    reader.max_text_bytes = 300_000
+    text = frame(TEXT, b"t" * 200_000, masked=masked, fin=False) + frame(CONTINUATION, b"u" * 99_000, masked=masked)
+    stream = text + frame(BINARY, b"data", masked=masked)
+    rest, data = b"", []
+    for at in range(0, len(stream), 50_000):
+        rest += stream[at : at + 50_000]
+        items, used = receive(reader, rest)
+        rest = rest[used:]
+        assert len(rest) <= 50_014
+        for item in items:
+            if isinstance(item, bytes):
+                data.append(item)
+            else:
+                assert item.message_max_bytes == 300_000
+                websocket.receive_data(item.raw)
+    frames = [event for event in websocket.events_received() if isinstance(event, Frame)]
+    assert [(one.opcode, bytes(one.data), one.fin) for one in frames] == [
+        (TEXT, b"t" * 200_000, False),
+        (CONTINUATION, b"u" * 99_000, True),
+    ]
+    assert data == [b"data"]
+    assert rest == b""
+
+
+def test_text_has_a_limit_of_its_own() -> None:
+    """A text frame that is longer goes to the library to be refused, under that limit."""
+    reader = FrameReader(masked=False, apply_mask=apply_mask)
+    reader.max_text_bytes = 100_000
+    (item,), _ = receive(reader, frame(TEXT, b"t" * 100_001, masked=False))
+    assert isinstance(item, RareFrame)
+    assert item.message_max_bytes == 100_000
+    reader = FrameReader(masked=False, apply_mask=apply_mask)
+    reader.max_text_bytes = 100_000
+    (item,), _ = receive(reader, frame(BINARY, b"b" * 100_000, masked=False))
+    assert isinstance(item, RareFrame)
+    assert item.message_max_bytes == MESSAGE_MAX_BYTES
 
 
 def test_endless_empty_fragments_cost_no_memory() -> None:

@@ -20,8 +20,8 @@ from nexus.protocol.messages import (
     id_text,
     new_stream_id,
     parse_control,
-    parse_features,
     parse_id,
+    parse_texts,
     replace_surrogates,
     serialize_control,
     simple_message,
@@ -290,4 +290,4 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 @pytest.mark.parametrize("value", [None, 1, "half_close", {"a": 1}, (("a", 1),), [1, None, ["x"]]])
 def test_features_that_are_not_a_list_of_names_name_none(value: object) -> None:
     """A strange value is the same as none."""
-    assert parse_features(value) == ()
+    assert parse_texts(value) == ()

@@ -28,7 +28,7 @@ def test_everything_else_is_not(reason: str) -> None:
 
 
 def test_reasons_are_their_wire_text() -> None:
-    """The set of the original without ``pause_violated``, which it never sends, and ``reset``."""
+    """The set of the original without ``pause_violated``, which it never sends, ``reset`` and ``no_backend``."""
     assert {str(reason) for reason in Reason} == {
         "normal",
         "buffer_full",
@@ -39,6 +39,7 @@ def test_reasons_are_their_wire_text() -> None:
         "session_ended",
         "unknown",
         "reset",
+        "no_backend",
     }
 
 

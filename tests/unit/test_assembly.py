@@ -1,4 +1,4 @@
-"""nexus.app: what a configuration means to each part, and whom a node trusts with tokens."""
+"""nexus.assembly: what a configuration means to each part, and whom a node trusts with tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus import app
+from nexus import app, assembly
 from nexus.addresses import parse_network
 from nexus.app import Node
 from nexus.auth.tokens import inspect_token
@@ -33,8 +33,8 @@ def config(pki: Pki, tmp_path: Path) -> Config:
 
 def test_a_bound_of_zero_connections_is_no_bound(config: Config) -> None:
     """As the configuration says."""
-    assert app._peek_budget(config()).connections_per_source == UNBOUNDED
-    assert app._peek_budget(config(maxConnectionsPerSource=7)).connections_per_source == 7
+    assert assembly.peek_budget(config()).connections_per_source == UNBOUNDED
+    assert assembly.peek_budget(config(maxConnectionsPerSource=7)).connections_per_source == 7
 
 
 def test_the_budget_and_the_policy_are_those_of_the_configuration(config: Config) -> None:
@@ -54,15 +54,15 @@ def test_the_budget_and_the_policy_are_those_of_the_configuration(config: Config
         outboundIdleTimeoutSeconds=7,
         outboundPrivateNetworks=["10.1.0.0/16", "::1"],
     )
-    budget, policy = app._peek_budget(made), policy_of(made)
+    budget, policy = assembly.peek_budget(made), policy_of(made)
     assert (budget.first_byte_s, budget.idle_extension_s, budget.absolute_max_s) == (1, 2, 3)
     assert (budget.concurrent, budget.concurrent_per_source, budget.answers) == (4, 5, False)
     assert policy.allowed_tcp_ports == {25}
     assert policy.allowed_udp_ports == {53}
     assert policy.require_expiry
     networks = (parse_network("10.1.0.0/16"), parse_network("::1/128"))
-    assert app._outbound(made) == OutboundPolicy(True, frozenset({25, 443}), UNBOUNDED, 6, 7, networks)
-    assert app._outbound(config()) == OutboundPolicy()
+    assert assembly.outbound_policy(made) == OutboundPolicy(True, frozenset({25, 443}), UNBOUNDED, 6, 7, networks)
+    assert assembly.outbound_policy(config()) == OutboundPolicy()
 
 
 async def test_files_of_keys_that_cannot_be_used_are_an_error_at_once(config: Config, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""nexus.listeners.flows: the bounds, the order and the ends of the flows of one UDP port."""
+"""nexus.link.flow_table: the bounds, the order and the ends of the flows of one UDP port."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.link.flow import Address
-from nexus.listeners.flows import FlowTable
+from nexus.link.flow_table import FlowTable
 
 
 @dataclass(eq=False)
@@ -23,9 +23,9 @@ def client(number: int) -> Address:
     return ("192.0.2.1", number)
 
 
-def filled(count: int, bound: int = 10) -> tuple[FlowTable[Item], list[Item]]:
+def filled(count: int, bound: int = 10) -> tuple[FlowTable[Address, Item], list[Item]]:
     """Return a table with flows seen at 1, 2, 3, ... seconds."""
-    table: FlowTable[Item] = FlowTable(bound)
+    table: FlowTable[Address, Item] = FlowTable(bound)
     items = [Item(client(number)) for number in range(1, count + 1)]
     for now, item in enumerate(items, 1):
         assert table.add(item.client, item, now) is None
@@ -60,7 +60,7 @@ def test_flows_expire_in_the_order_they_were_last_seen() -> None:
     table.remove(expired.client, expired)
     assert table.expired(7.9, 5.0) is None
     assert table.expired(8.0, 5.0) is items[2]
-    assert FlowTable[Item](1).expired(9.0, 0.0) is None
+    assert FlowTable[Address, Item](1).expired(9.0, 0.0) is None
 
 
 def test_only_the_flow_that_is_meant_is_removed() -> None:
@@ -77,7 +77,7 @@ def test_only_the_flow_that_is_meant_is_removed() -> None:
 )
 def test_the_table_keeps_its_bound_and_its_order(bound: int, steps: list[tuple[str, int]]) -> None:
     """Whatever happens, in any order: at most so many flows, oldest first, and each evicted one was the oldest."""
-    table: FlowTable[Item] = FlowTable(bound)
+    table: FlowTable[Address, Item] = FlowTable(bound)
     for now, (what, number) in enumerate(steps):
         found = table.seen(client(number), now) if what == "datagram" else None
         if what == "datagram" and found is None:

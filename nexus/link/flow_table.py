@@ -1,8 +1,8 @@
-"""The flows of one public UDP port: found by the client's address, bounded in number, ended when idle.
+"""UDP flows: found by a key (at a public port the client's address), bounded in number, ended when idle.
 
-Strategy: one ordered dict from address to flow, the least recently seen first. A datagram in either direction moves
+Strategy: one ordered dict from key to flow, the least recently seen first. A datagram in either direction moves
 its flow to the end, so the one to evict and those to expire always stand at the front, and no timer exists per flow.
-The idle time is one for the whole port, which is what keeps that order also the order of expiry.
+The idle time is one for the whole table, which is what keeps that order also the order of expiry.
 
 Source: spec backend-protocol 10; weak point W26 (there only the client's datagrams counted).
 """
@@ -10,10 +10,8 @@ Source: spec backend-protocol 10; weak point W26 (there only the client's datagr
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Generic, Protocol, TypeVar
-
-from nexus.link.flow import Address
 
 
 class HasLastSeen(Protocol):
@@ -22,17 +20,18 @@ class HasLastSeen(Protocol):
     last_seen: float
 
 
+K = TypeVar("K", bound=Hashable)
 F = TypeVar("F", bound=HasLastSeen)
 
 
-class FlowTable(Generic[F]):
-    """Flows by client address; at most ``flows_max`` of them."""
+class FlowTable(Generic[K, F]):
+    """Flows by key; at most ``flows_max`` of them."""
 
     __slots__ = ("_flows", "_flows_max")
 
     def __init__(self, flows_max: int) -> None:
         """Start empty; ``flows_max`` is at least 1."""
-        self._flows: OrderedDict[Address, F] = OrderedDict()
+        self._flows: OrderedDict[K, F] = OrderedDict()
         self._flows_max = flows_max
 
     def __len__(self) -> int:
@@ -43,25 +42,25 @@ class FlowTable(Generic[F]):
         """Iterate over a snapshot, least recently seen first."""
         return iter(tuple(self._flows.values()))
 
-    def seen(self, client: Address, now: float) -> F | None:
-        """Return the flow of a client that moved right now, or None."""
-        flow = self._flows.get(client)
+    def seen(self, key: K, now: float) -> F | None:
+        """Return the flow of a key that moved right now, or None."""
+        flow = self._flows.get(key)
         if flow is not None:
             flow.last_seen = now
-            self._flows.move_to_end(client)
+            self._flows.move_to_end(key)
         return flow
 
-    def add(self, client: Address, flow: F, now: float) -> F | None:
-        """Add the flow of a client that has none; return the flow that was evicted for it, if the table was full."""
+    def add(self, key: K, flow: F, now: float) -> F | None:
+        """Add the flow of a key that has none; return the flow that was evicted for it, if the table was full."""
         evicted = self._flows.popitem(last=False)[1] if len(self._flows) >= self._flows_max else None
         flow.last_seen = now
-        self._flows[client] = flow
+        self._flows[key] = flow
         return evicted
 
-    def remove(self, client: Address, flow: F) -> None:
+    def remove(self, key: K, flow: F) -> None:
         """Forget a flow; one that is not in the table (any more) is ignored."""
-        if self._flows.get(client) is flow:
-            del self._flows[client]
+        if self._flows.get(key) is flow:
+            del self._flows[key]
 
     def expired(self, now: float, idle_s: float) -> F | None:
         """Return the flow that has been idle longest if that is ``idle_s`` or more, else None; it stays."""

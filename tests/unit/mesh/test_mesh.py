@@ -1,0 +1,268 @@
+"""Nodes that mesh in memory: what passes through tunnels, what ends them, twins, and what a peer may not do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nexus.protocol.constants import CREDITS_INITIAL, NIL_STREAM_ID, PAYLOAD_MAX_BYTES
+from nexus.protocol.messages import credit_message, id_text
+from nexus.protocol.reasons import Reason
+from tests.support.mesh import CLIENT, HELLO, HOST, Cable, MemoryNode, Pair, settle
+from tests.support.sessions import FakeEndpoint
+
+
+@pytest.fixture
+async def pair() -> Pair:
+    """A mesh of two."""
+    return Pair()
+
+
+def test_the_backend_learns_what_a_local_one_would(pair: Pair) -> None:
+    """Route key, client, port and TLS flag survive the tunnel."""
+    pair.open()
+    connect = pair.backend.link.controls("connect")[0]
+    assert (connect.hostname, connect.client_ip, connect.conn_port, connect.is_tls) == (HOST, CLIENT, 443, True)
+    assert connect.transport == "tcp"
+    assert connect.stream_id not in pair.cable.peers[0].session.streams
+
+
+def test_bytes_pass_in_both_directions_and_end_in_order(pair: Pair) -> None:
+    """The backend's end comes behind its last byte."""
+    client = pair.open()
+    pair.backend.send(b"answer")
+    client.stream.send(b"more")
+    settle(pair.cable)
+    assert pair.backend.received() == HELLO + b"more"
+    assert client.received() == b"answer"
+    pair.backend.say("disconnect", "normal")
+    settle(pair.cable)
+    assert client.finished
+    assert not client.aborted
+    assert not pair.cable.peers[0].tunnels
+    assert not pair.cable.peers[1].tunnels
+
+
+def test_a_half_close_passes_between_nodes_of_ours(pair: Pair) -> None:
+    """A client that ends its request gets the whole answer."""
+    client = pair.open()
+    pair.backend.session.features = frozenset({"half_close"})
+    client.stream.send_eof()
+    settle(pair.cable)
+    assert [one.event for one in pair.backend.link.controls()][-1] == "half_close"
+    pair.backend.send(b"late answer")
+    pair.backend.say("half_close")
+    settle(pair.cable)
+    assert client.received() == b"late answer"
+    assert client.finished
+    assert not pair.cable.peers[0].tunnels
+
+
+@pytest.mark.parametrize("reason", ["timeout", "local_error", "anything else"])
+def test_a_broken_stream_is_broken_at_both_ends(pair: Pair, reason: str) -> None:
+    """The client sees a reset, never an end that looks whole."""
+    client = pair.open()
+    pair.backend.send(b"half an ans")
+    pair.backend.say("disconnect", reason)
+    settle(pair.cable)
+    assert client.aborted
+    assert not client.finished
+    assert sum(pair.origin.mesh.totals.resets.values()) == 1
+
+
+def test_a_client_that_breaks_breaks_the_backends_stream(pair: Pair) -> None:
+    """Nothing is left at either node."""
+    client = pair.open()
+    client.stream.endpoint_lost()
+    settle(pair.cable)
+    assert pair.backend.link.controls("disconnect")[0].reason == Reason.RESET
+    assert not pair.cable.peers[0].tunnels
+    assert not pair.cable.peers[1].tunnels
+
+
+def test_a_backend_that_leaves_breaks_its_tunnels_and_its_routes(pair: Pair) -> None:
+    """At once, at the far end, too."""
+    client = pair.open()
+    pair.backend.leave()
+    pair.destination.mesh._announcer.tell_now()
+    settle(pair.cable)
+    assert client.aborted
+    assert len(pair.origin.mesh.routes) == 0
+
+
+def test_a_lost_link_ends_everything_on_it_at_both_ends(pair: Pair) -> None:
+    """Nobody knows what did not arrive."""
+    client = pair.open()
+    pair.cable.lose()
+    assert client.aborted
+    assert pair.backend.link.controls("disconnect")
+    assert len(pair.origin.mesh.routes) == 0
+    assert not pair.origin.mesh.peers
+
+
+def test_a_slow_backend_stops_its_own_tunnel_only(pair: Pair) -> None:
+    """The window of one is full; another one's bytes pass."""
+    client = pair.origin.open()
+    client.stream.send(b"x" * PAYLOAD_MAX_BYTES * 200)
+    settle(pair.cable)
+    first = pair.backend.stream_id()
+    assert not client.reading
+    other = pair.open(b"quick")
+    assert b"quick" in pair.backend.received()
+    assert other.reading
+    tunnel = next(iter(pair.cable.peers[1].served))
+    assert tunnel.receive_window.held <= CREDITS_INITIAL
+    for _ in range(40):
+        pair.backend.session.message_received(credit_message(first, 8))
+        settle(pair.cable)
+    assert client.reading
+    assert pair.backend.received().count(b"x") == PAYLOAD_MAX_BYTES * 200
+
+
+def test_a_slow_client_stops_its_own_tunnel_only(pair: Pair) -> None:
+    """No more than a window waits at the origin, and the link goes on being read."""
+    client = pair.open()
+    slow = FakeEndpoint(client.stream, takes=0)
+    client.stream.endpoint = slow
+    for _ in range(CREDITS_INITIAL * 2):
+        pair.backend.send(b"y" * 1000)
+        settle(pair.cable)
+    assert len(slow.waiting) <= CREDITS_INITIAL * 1000
+    assert not pair.cable.links[0].held
+    slow.drain()
+    settle(pair.cable)
+    slow.drain()
+    settle(pair.cable)
+    assert slow.received() == b"y" * 2 * CREDITS_INITIAL * 1000
+
+
+# -- Two links to one node ------------------------------------------------------------------------------------------
+
+
+async def test_two_nodes_that_dial_each_other_keep_one_link_both_the_same() -> None:
+    """Whoever dialled first, and in whatever order the announcements arrive."""
+    for first in (0, 1):
+        one, other = MemoryNode(), MemoryNode()
+        cables = (Cable(one, other), Cable(other, one))
+        for cable in (cables[first], cables[1 - first]):
+            settle(cable)
+        kept = [cable for cable in cables if not any(peer.retired for peer in cable.peers)]
+        retired = [cable for cable in cables if all(peer.retired for peer in cable.peers)]
+        assert len(kept) == len(retired) == 1
+        assert kept[0] is cables[0 if one.mesh.node_id < other.mesh.node_id else 1]
+
+
+async def test_the_newer_of_two_links_that_one_node_dialled_is_kept() -> None:
+    """The older one may be a ghost that only one end still believes in."""
+    one, other = MemoryNode(), MemoryNode()
+    older = Cable(one, other)
+    settle(older)
+    newer = Cable(one, other)
+    settle(newer)
+    assert [peer.retired for cable in (older, newer) for peer in cable.peers] == [True, True, False, False]
+    other.backend()
+    settle(older, newer)
+    client = one.open()
+    assert client.stream.session is newer.peers[0].session
+
+
+async def test_a_retired_link_serves_again_when_the_kept_one_is_gone() -> None:
+    """Routes never vanish while a link is up."""
+    one, other = MemoryNode(), MemoryNode()
+    other.backend()
+    cables = (Cable(one, other), Cable(other, one))
+    settle(*cables)
+    kept = next(cable for cable in cables if not cable.peers[0].retired)
+    kept.lose()
+    assert list(one.mesh.routes) == [HOST]
+    one.open()
+
+
+async def test_links_to_nodes_with_other_certificates_are_no_twins() -> None:
+    """A node cannot push out another one's link by announcing its id."""
+    one, other, liar = MemoryNode(), MemoryNode(), MemoryNode()
+    liar.mesh.node_id = other.mesh.node_id
+    liar.mesh._announcer._node_id = other.mesh.node_id
+    honest = Cable(one, other, ("honest",))
+    settle(honest)
+    settle(Cable(one, liar, ("liar",)))
+    assert not honest.peers[0].retired
+
+
+async def test_a_node_that_reaches_itself_lets_go() -> None:
+    """An address of a fleet may be its own."""
+    node = MemoryNode()
+    cable = Cable(node, node)
+    settle(cable)
+    assert cable.links[0].closed[0][0] == 1008
+    assert cable.peers[0].is_self
+    assert len(node.mesh.routes) == 0
+
+
+# -- What a peer may not do -----------------------------------------------------------------------------------------
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records)
+
+
+def test_a_peer_reaches_no_tunnel_of_another_link(pair: Pair) -> None:
+    """Its ids mean nothing there."""
+    client = pair.open()
+    stranger = Cable(MemoryNode(), pair.origin)
+    settle(stranger)
+    stranger.peers[1].session.message_received(b"\x11" + client.stream.id + b"injected")
+    stranger.peers[1].session.message_received(b"\x12" + client.stream.id)
+    settle(pair.cable, stranger)
+    assert client.received() == b""
+    assert not client.stream.ended
+
+
+@pytest.mark.parametrize("tunnel_id", [NIL_STREAM_ID, None], ids=["nil", "in use"])
+def test_an_id_that_is_nil_or_in_use_opens_nothing(
+    pair: Pair, tunnel_id: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And does not harm the tunnel that has it."""
+    client = pair.open()
+    served = next(iter(pair.cable.peers[1].served))
+    request = {"type": "tunnel_request", "client_id": id_text(tunnel_id or served.id), "hostname": HOST}
+    pair.cable.peers[1].session.text_received(json.dumps(request))
+    assert len(pair.backend.session.streams) == 1
+    assert not client.stream.ended
+    assert "nil or in use" in lines(caplog)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "the message is not JSON"),
+        ('{"type":"announce","version":"x"}', "version is not of type int"),
+        (
+            '{"type":"announce","version":99,"hostnames":["tcp:0","udp:99999","app.example.com"]}',
+            "tcp:0, udp:99999",
+        ),
+    ],
+)
+def test_a_lie_costs_a_line_and_nothing_else(
+    pair: Pair, text: str, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What can be used of it is."""
+    pair.cable.peers[0].session.text_received(text)
+    assert line in lines(caplog)
+    pair.open()
+
+
+async def test_requests_are_served_locally_only() -> None:
+    """A tunnel has one hop: what only another peer serves is refused."""
+    one, middle, far = MemoryNode(), MemoryNode(), MemoryNode()
+    cables = (Cable(one, middle), Cable(middle, far))
+    far.backend()
+    settle(*cables)
+    assert list(middle.mesh.routes) == [HOST]
+    assert len(one.mesh.routes) == 0
+    one.mesh.routes.replace(cables[0].peers[0], frozenset({HOST}))
+    client = one.open()
+    settle(*cables)
+    assert client.aborted
+    assert middle.mesh.destination.refused == {"no_backend": 1}
