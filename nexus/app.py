@@ -95,7 +95,7 @@ class Node:
         self._auth = authenticator(config, self._web)
         self._bandwidth = Limiter(config.total_bandwidth_mbps) if config.total_bandwidth_mbps else None
         self.registry = Registry(self._bandwidth, config.udp_flow_idle_timeout_default_s)
-        self.mesh = Mesh(self.registry, self.registry.table.routes)
+        self.mesh = Mesh(self.registry, self.registry.table.routes, self._bandwidth)
         self.registry.routes_changed = self.mesh.changed
         dialer = LocalFirst(self.registry, self.mesh)
         self._listeners = TcpListeners(dialer, peek_budget(config))

@@ -1,6 +1,7 @@
 """Between a socket and its stream where the node has a cap: bytes wait here for their turn, in both directions.
 
-Strategy: to the socket this is the stream, to the stream it is the endpoint; both are as they are without a cap. What
+Strategy: to the socket this is the stream, to the stream it is the endpoint; both are as they are without a cap. Where
+a stream is joined with another one (a tunnel at its destination), that one is the socket. What
 the cap does not let through at once waits in a lane. Towards the backend that is one read, and the socket is not read
 until it has left. Towards the client it is what the backend's credits allow: above ``QUEUE_HIGH_BYTES``, or
 ``QUEUE_HIGH_MESSAGES``, they wait for bytes that have left, as with a slow socket. Ends follow the bytes before them;
@@ -16,8 +17,8 @@ from typing import Final
 
 from nexus.bandwidth.lane import Lane
 from nexus.bandwidth.scheduler import Share
-from nexus.link.endpoint import DRAIN_STALL_S, SocketEndpoint, delivery_begins, delivery_ends
-from nexus.link.stream import Stream
+from nexus.link.endpoint import DRAIN_STALL_S, delivery_begins, delivery_ends
+from nexus.link.stream import Endpoint, Stream
 from nexus.protocol.constants import CREDITS_INITIAL
 from nexus.protocol.framing import Buffer
 
@@ -34,7 +35,7 @@ class PacedEndpoint:
 
     __slots__ = (
         "_end",
-        "_eof_held",
+        "_end_held",
         "_forward",
         "_full",
         "_now",
@@ -46,16 +47,19 @@ class PacedEndpoint:
         "socket",
     )
 
-    socket: SocketEndpoint
+    socket: Endpoint
 
-    def __init__(self, stream: Stream, share: Share, now: Callable[[], float]) -> None:
-        """Send for ``stream`` what ``share`` allows, by the clock ``now``."""
+    def __init__(self, stream: Stream, share: Share, now: Callable[[], float], *, joined: bool = False) -> None:
+        """Send for ``stream`` what ``share`` allows, by the clock ``now``.
+
+        ``joined``: the socket is a stream, to which one piece is one message.
+        """
         self._stream = stream
         self._now = now
         self._forward = Lane(share, stream.send, self._has_sent, pieces_are_messages=True)
-        self._reverse = Lane(share, self._deliver, self._has_delivered, pieces_are_messages=False)
+        self._reverse = Lane(share, self._deliver, self._has_delivered, pieces_are_messages=joined)
         self._wanted = True
-        self._eof_held = False
+        self._end_held: Callable[[], None] | None = None
         self._full = False
         self._socket_full = False
         self._end: Callable[[], None] | None = None
@@ -71,10 +75,15 @@ class PacedEndpoint:
 
     def send_eof(self) -> None:
         """Pass the FIN on behind the last byte."""
-        if self._forward.messages:
-            self._eof_held = True
-        else:
-            self._stream.send_eof()
+        self._behind_last_byte(self._stream.send_eof)
+
+    def end_cleanly(self) -> None:
+        """End the stream in order behind the last byte."""
+        self._behind_last_byte(self._stream.end_cleanly)
+
+    def unsent_bytes(self) -> int:
+        """Return how many bytes wait for the far end, here and in the stream."""
+        return self._forward.waiting + self._stream.unsent_bytes()
 
     def endpoint_lost(self) -> None:
         """The socket broke: nothing that waits has anywhere to go."""
@@ -139,15 +148,21 @@ class PacedEndpoint:
     def _is_held_up(self) -> bool:
         return self._forward.is_held_up or self._reverse.is_held_up
 
+    def _behind_last_byte(self, end: Callable[[], None]) -> None:
+        if self._forward.messages:
+            self._end_held = end
+        else:
+            end()
+
     def _deliver(self, payload: Buffer) -> None:
         self.socket.write(payload)
 
     def _has_sent(self) -> None:
         if self._forward.messages:
             return
-        if self._eof_held:
-            self._eof_held = False
-            self._stream.send_eof()
+        if self._end_held is not None:
+            end, self._end_held = self._end_held, None
+            end()
         elif self._wanted:
             self.socket.read_more(True)
 
@@ -180,7 +195,7 @@ class PacedEndpoint:
     def _drop(self) -> None:
         self._forward.clear()
         self._reverse.clear()
-        self._eof_held = False
+        self._end_held = None
         self._end = None
         delivery_ends(self)
         if self._stall is not None:

@@ -79,6 +79,10 @@ class BackendGate:
         paced.socket = socket
         return socket, paced
 
+    def between(self, stream: Stream) -> PacedEndpoint:
+        """Return what stands between two streams; the other one's endpoint is its ``socket``, still to be set."""
+        return PacedEndpoint(stream, self._share, self._now, joined=True)
+
     def offer(self, flow: Hashable, datagram: Buffer, send: Send, *, to_backend: bool) -> bool:
         """Send a datagram at once or in its turn; False means that the caller drops and counts it."""
         queues = self._to_backend if to_backend else self._to_clients

@@ -2,20 +2,41 @@
 
 Each stream is the other's endpoint. Neither waits: a stream that cannot send keeps what it was given and says that it
 wants no more, and that withholds credits on the other's side, so at most one window of messages stands between them.
+Under the node's cap its gate stands between the two.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from nexus.link.endpoint import StreamSide
+from nexus.link.splice import Gate
 from nexus.link.stream import Stream
 from nexus.protocol.framing import Buffer
-from nexus.protocol.reasons import Reason
 
 
-def join(one: Stream, other: Stream) -> None:
-    """Connect two streams that have no endpoint yet."""
-    to_other, to_one = _Joint(other), _Joint(one)
+class Side(StreamSide, Protocol):
+    """A stream as its endpoint sees it, itself or what stands before it under the cap."""
+
+    def end_cleanly(self) -> None:
+        """End in order behind the last byte."""
+
+    def unsent_bytes(self) -> int:
+        """Return how many bytes wait for the far end."""
+
+
+def join(one: Stream, other: Stream, gate: Gate | None = None) -> None:
+    """Connect two streams that have no endpoint yet, through ``gate`` where there is one."""
+    to_other = _Joint(other)
+    if gate is None:
+        to_one = _Joint(one)
+        one.attach(to_other)
+    else:
+        between = gate.between(one)
+        between.socket = to_other
+        to_one = _Joint(between)
+        one.attach(between)
     to_other.twin, to_one.twin = to_one, to_other
-    one.attach(to_other)
     other.attach(to_one)
 
 
@@ -26,7 +47,7 @@ class _Joint:
 
     twin: _Joint
 
-    def __init__(self, other: Stream) -> None:
+    def __init__(self, other: Side) -> None:
         self._other = other
         self.over = False
 
@@ -42,7 +63,7 @@ class _Joint:
 
     def abort(self) -> None:
         if self._ends():
-            self._other.close(Reason.RESET)
+            self._other.endpoint_lost()
 
     def read_more(self, wanted: bool) -> None:
         self._other.endpoint_full(not wanted)

@@ -6,9 +6,21 @@ import asyncio
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
-from nexus.link.endpoint import OnClosed, SocketEndpoint
+from nexus.link.endpoint import OnClosed, SocketEndpoint, StreamSide
 from nexus.link.stream import Endpoint, Stream
 from nexus.protocol.framing import Buffer
+
+
+class Between(StreamSide, Endpoint, Protocol):
+    """A stream's bytes under the cap: the stream to its ``socket``, the endpoint to the stream."""
+
+    socket: Endpoint
+
+    def end_cleanly(self) -> None:
+        """End the stream in order behind the last byte."""
+
+    def unsent_bytes(self) -> int:
+        """Return how many bytes wait for the far end."""
 
 
 class Gate(Protocol):
@@ -21,6 +33,9 @@ class Gate(Protocol):
         self, stream: Stream, transport: asyncio.Transport | None, on_closed: OnClosed | None
     ) -> tuple[SocketEndpoint, Endpoint]:
         """Return a socket's protocol, and the endpoint of the stream that goes with it."""
+
+    def between(self, stream: Stream) -> Between:
+        """Return what stands between two streams; the other one's endpoint is its ``socket``, still to be set."""
 
     def offer(self, flow: Hashable, datagram: Buffer, send: Callable[[Buffer], None], *, to_backend: bool) -> bool:
         """Send a datagram of a flow, at once or in its turn; False: the caller drops and counts it."""
@@ -36,7 +51,7 @@ def endpoint_for(
 
     For a socket that is still to be connected; its transport comes with ``connection_made``.
     """
-    gate = stream.session.gate
+    gate = stream.gate or stream.session.gate
     if gate is not None:
         return gate.pace(stream, transport, on_closed)
     socket = SocketEndpoint(stream, transport, on_closed)

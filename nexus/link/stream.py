@@ -23,6 +23,7 @@ from nexus.protocol.window import ReceiveWindow, SendWindow
 
 if TYPE_CHECKING:
     from nexus.link.session import Session
+    from nexus.link.splice import Gate
 
 
 class Endpoint(Protocol):
@@ -114,6 +115,7 @@ class Stream:
         "bytes_sent",
         "ended",
         "endpoint",
+        "gate",
         "grants",
         "held_up",
         "id",
@@ -146,6 +148,7 @@ class Stream:
         self.grants = True
         self.held_up: Callable[[], bool] | None = None
         self.attempt: Attempt | None = None
+        self.gate: Gate | None = None  # of the node's cap, where it is another than the session's
         self.bytes_sent = 0
         self.bytes_received = 0
         self.sent_eof = False

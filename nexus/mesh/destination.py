@@ -89,7 +89,7 @@ class Destination:
         peer.served.add(stream)
         self.served += 1
         session.send_control(session.wire.credits(stream.id, stream.receive_window.size))
-        join(stream, opened)
+        join(stream, opened, opened.session.gate)  # it is the backend's share that pays
 
     # -- UDP --------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from nexus.bandwidth.limiter import Limiter
 from nexus.link.connection import LinkEnd
 from nexus.link.flow import Address, Flow, FlowOwner
 from nexus.link.stream import Stream
@@ -65,19 +66,22 @@ class MeshTotals:
 class Mesh:
     """All peers of this node; construct, ``run``, and hand it links."""
 
-    def __init__(self, local: Dialer, routes: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, local: Dialer, routes: Callable[[], Iterable[str]], bandwidth: Limiter | None = None) -> None:
         """Serve peers through ``local``, and announce the ``routes`` of this node's own backends.
 
+        With a cap, tunnels that start here go through ``bandwidth``: a share for each route, and one for each peer's
+        datagrams.
         Set ``settings`` before the first link.
         """
         self.node_id = new_stream_id()
         self.peers: set[Peer] = set()
         self.routes: PeerRoutes[Peer] = PeerRoutes()
         self.totals = MeshTotals()
-        self.origin = Origin(self.routes)
+        self.origin = Origin(self.routes, bandwidth)
         self.destination = Destination(local)
         self.closed = False
         self._local_routes = routes
+        self._bandwidth = bandwidth
         self._flow_idle_s = local.flow_idle_s
         self._settings = MeshSettings()
         self._retired_at: dict[Peer, float] = {}
@@ -119,6 +123,8 @@ class Mesh:
             peer.session.link.close(reason="the node stops")
             return
         self.peers.add(peer)
+        if self._bandwidth is not None:
+            peer.session.gate = self._bandwidth.gate()
         self.totals.links += 1
         peer.start()
         self._announcer.greet(peer)

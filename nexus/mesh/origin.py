@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container
 from typing import Final
+from weakref import WeakValueDictionary
 
+from nexus.bandwidth.limiter import BackendGate, Limiter
 from nexus.hostnames import normalize
 from nexus.link.flow import Address, Flow, FlowOwner
 from nexus.link.stream import Attempt, Stream
@@ -34,9 +36,11 @@ ANSWER_TIMEOUT_S: Final = 3.0  # ours: an original answers at once; behind a ful
 class Origin:
     """Opens tunnels through peers and moves those that get no answer."""
 
-    def __init__(self, routes: PeerRoutes[Peer]) -> None:
-        """Choose among the peers in ``routes``."""
+    def __init__(self, routes: PeerRoutes[Peer], bandwidth: Limiter | None = None) -> None:
+        """Choose among the peers in ``routes``; with a cap, the tunnels of a route have a share of it, as a backend."""
         self._routes = routes
+        self._bandwidth = bandwidth
+        self._gates: WeakValueDictionary[str, BackendGate] = WeakValueDictionary()
         self._unanswered: dict[Stream, _Tunnel] = {}
         self.opened = 0
         self.moved: Counter[str] = Counter()
@@ -52,6 +56,7 @@ class Origin:
             return Reject(RejectReason.NO_BACKEND, host) if host else Reject(request.nameless)
         stream = Stream(peer.session, new_stream_id(), SendWindow(paced=True))
         stream.attempt = Attempt(tunnel.failed)
+        stream.gate = self._gate(host or f"tcp:{request.local_port}")
         peer.session.streams[stream.id] = stream
         tunnel.request_at(peer, stream)
         self.opened += 1
@@ -92,6 +97,13 @@ class Origin:
             key, peers = self._routes.of_host(host) if host else self._routes.of_port("tcp", port)
         usable = [peer for peer in peers if not peer.session.link.is_closing()]
         return choose(usable, self._routes.turn(key), tried) if usable else None
+
+    def _gate(self, key: str) -> BackendGate | None:
+        """Return the gate of a route's tunnels, which lasts as long as one of them."""
+        gate = self._gates.get(key)
+        if gate is None and self._bandwidth is not None:
+            gate = self._gates[key] = self._bandwidth.gate()
+        return gate
 
     def waits(self, stream: Stream, tunnel: _Tunnel) -> None:
         """Note a tunnel that was just requested."""

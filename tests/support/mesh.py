@@ -6,9 +6,11 @@ import asyncio
 from typing import Any, cast
 
 from nexus.auth.grants import Grant
+from nexus.bandwidth.limiter import Limiter
 from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Registry
 from nexus.link.connection import Link
+from nexus.link.splice import Between
 from nexus.link.stream import Stream
 from nexus.mesh.mesh import Mesh, MeshSettings
 from nexus.mesh.peer import Peer
@@ -89,12 +91,13 @@ class FakeBackend:
 class MemoryNode:
     """A node without sockets."""
 
-    def __init__(self) -> None:
-        self.registry = Registry()
-        self.mesh = Mesh(self.registry, self.registry.table.routes)
+    def __init__(self, bandwidth: Limiter | None = None) -> None:
+        self.registry = Registry(bandwidth)
+        self.mesh = Mesh(self.registry, self.registry.table.routes, bandwidth)
         self.mesh.settings = MeshSettings(PORTS, PORTS)
         self.registry.routes_changed = self.mesh.changed
         self.dialer = LocalFirst(self.registry, self.mesh)
+        self.clients: list[Between] = []
 
     def backend(self, *hostnames: str, **ports: Any) -> FakeBackend:
         """Let a backend serve some routes, and tell all peers."""
@@ -108,7 +111,13 @@ class MemoryNode:
         stream = self.dialer.open_stream(request)
         assert isinstance(stream, Stream), stream
         endpoint = FakeEndpoint(stream)
-        stream.attach(endpoint)
+        if stream.gate is None:
+            stream.attach(endpoint)
+        else:  # as ``splice`` does
+            between = stream.gate.between(stream)
+            between.socket = endpoint
+            stream.attach(between)
+            self.clients.append(between)
         return endpoint
 
 

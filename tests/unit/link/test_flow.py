@@ -14,6 +14,7 @@ from nexus.link.endpoint import OnClosed, SocketEndpoint
 from nexus.link.flow import FLOW_BATCH, FLOW_WINDOW, Address, Drop, Flow, SessionFlow
 from nexus.link.flow_table import FlowTable
 from nexus.link.session import DATAGRAMS_WAITING_MAX_BYTES, Session
+from nexus.link.splice import Between
 from nexus.link.stream import Endpoint, Stream
 from nexus.protocol.constants import CREDITS_BATCH
 from nexus.protocol.framing import Buffer
@@ -191,6 +192,9 @@ class TakesTurns:
             self.waiting.append((flow, datagram, send))
             return True
         return False
+
+    def between(self, stream: Stream) -> Between:
+        raise AssertionError(stream)
 
     def forget(self, flow: Hashable) -> int:
         kept = [entry for entry in self.waiting if entry[0] != flow]

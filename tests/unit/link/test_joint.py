@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from nexus.bandwidth.limiter import Limiter
+from nexus.link.endpoint import undelivered_bytes
 from nexus.link.joint import join
 from nexus.link.stream import Stream
-from nexus.protocol.constants import CREDITS_INITIAL
+from nexus.protocol.constants import CREDITS_INITIAL, CREDITS_MAX
 from nexus.protocol.reasons import Reason
 from nexus.protocol.window import SendWindow
+from tests.support.hub import eventually
 from tests.support.sessions import LOST, Side
 
 
@@ -106,3 +109,60 @@ def test_what_waits_is_what_the_other_could_not_send() -> None:
     joined.a.receive(b"345")
     assert joined.a.endpoint.unwritten_bytes() == 3
     assert isinstance(joined.a, Stream)
+
+
+# -- Under the node's cap -------------------------------------------------------------------------------------------
+
+
+def plenty() -> SendWindow:
+    """Credits that do not run out: turns may cut a message in pieces, each of them a message."""
+    return SendWindow(CREDITS_MAX, paced=False)
+
+
+async def test_under_a_cap_bytes_wait_for_their_turn_and_the_end_follows_them() -> None:
+    """In both directions, nothing lost, nothing out of order."""
+    one, other = Side(), Side()
+    a, b = one.dialling(1, plenty()), other.dialling(2, plenty())
+    limiter = Limiter(8)  # a megabyte a second
+    join(a, b, limiter.gate())
+    messages = [bytes([number]) * 30_000 for number in range(12)]
+    for message in messages:
+        a.receive(message)
+        b.receive(message)
+    a.receive_disconnect("normal")
+    assert len(other.link.data()) < len(messages)
+    await eventually(lambda: b.ended, "the end has followed")
+    assert b"".join(other.link.data()) == b"".join(messages)
+    assert reasons(other) == [Reason.NORMAL]
+    assert undelivered_bytes() == 0
+    assert limiter.scheduler.charged_bytes >= sum(map(len, messages))
+
+
+@pytest.mark.parametrize("who", ["one", "other"])
+async def test_under_a_cap_a_break_drops_what_waits(who: str) -> None:
+    """And is seen at both ends at once."""
+    one, other = Side(), Side()
+    a, b = one.dialling(1, plenty()), other.dialling(2, plenty())
+    join(a, b, Limiter(8).gate())
+    for stream in (a, b):
+        for _ in range(12):
+            stream.receive(b"x" * 30_000)
+    assert undelivered_bytes() == 0
+    (a if who == "one" else b).close(Reason.TIMEOUT)
+    assert a.ended
+    assert b.ended
+    assert not one.tables()
+    assert not other.tables()
+    assert undelivered_bytes() == 0
+
+
+async def test_under_a_cap_credits_wait_for_bytes_that_have_left() -> None:
+    """No more than the lane holds is granted ahead."""
+    one, other = Side(), Side()
+    a, b = one.dialling(1, plenty()), other.dialling(2, plenty())
+    join(a, b, Limiter(1).gate())
+    for _ in range(CREDITS_INITIAL):
+        a.receive(b"x" * 30_000)
+    granted = sum(control.credits for control in one.link.controls("resume_stream"))
+    assert granted < CREDITS_INITIAL / 2
+    a.close(Reason.TIMEOUT)

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from nexus.bandwidth.limiter import Limiter
 from nexus.protocol.constants import CREDITS_INITIAL, NIL_STREAM_ID, PAYLOAD_MAX_BYTES
 from nexus.protocol.messages import credit_message, id_text
 from nexus.protocol.reasons import Reason
+from tests.support.hub import eventually
 from tests.support.mesh import CLIENT, HELLO, HOST, Cable, MemoryNode, Pair, settle
 from tests.support.sessions import FakeEndpoint
 
@@ -266,3 +268,50 @@ async def test_requests_are_served_locally_only() -> None:
     settle(*cables)
     assert client.aborted
     assert middle.mesh.destination.refused == {"no_backend": 1}
+
+
+# -- Under the cap of either node -----------------------------------------------------------------------------------
+
+
+async def test_both_nodes_charge_a_tunnel_to_their_caps() -> None:
+    """The origin to the route's share, the destination to the backend's; nothing is lost on the way."""
+    caps = [Limiter(80), Limiter(80)]
+    origin, destination = (MemoryNode(cap) for cap in caps)
+    cable = Cable(origin, destination)
+    backend = destination.backend()
+    settle(cable)
+    client = origin.open()
+    data = b"z" * PAYLOAD_MAX_BYTES
+    for _ in range(20):
+        origin.clients[0].send(data)
+
+    def served() -> bool:
+        settle(cable)
+        if backend.link.controls("connect"):
+            backend.grant(1)
+        return len(backend.received()) == 20 * PAYLOAD_MAX_BYTES
+
+    await eventually(served, "every byte has arrived")
+    for _ in range(20):
+        backend.send(data)
+
+    def answered() -> bool:
+        settle(cable)
+        return len(client.received()) == 20 * PAYLOAD_MAX_BYTES
+
+    await eventually(answered, "the answer, too")
+    for cap in caps:
+        assert 40 * PAYLOAD_MAX_BYTES <= cap.scheduler.charged_bytes <= 41 * PAYLOAD_MAX_BYTES
+
+
+async def test_tunnels_of_one_route_share_one_share_while_there_is_one() -> None:
+    """As the streams of one backend do."""
+    origin, destination = MemoryNode(Limiter(80)), MemoryNode()
+    cable = Cable(origin, destination)
+    destination.backend(HOST, "other.example.com")
+    settle(cable)
+    first, second, third = origin.open(), origin.open(), origin.open("other.example.com")
+    assert first.stream.gate is second.stream.gate is not None
+    assert third.stream.gate is not first.stream.gate
+    assert cable.peers[0].session.gate is not None
+    assert len(origin.mesh.origin._gates) == 2
