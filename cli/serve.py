@@ -15,6 +15,7 @@ from cli.checks import check_node
 from cli.options import LogFormatName, LogLevelName
 from nexus import logs
 from nexus.app import NodeAddresses, run_node
+from nexus.mesh.peers_file import PeersFile
 
 _log = logging.getLogger("nexus.node")
 
@@ -31,7 +32,7 @@ def serve(
         typer.Option("--log-format", envvar="NEXUS_LOG_FORMAT", help="Replaces logFormat of the file."),
     ] = None,
 ) -> None:
-    """Run a node until SIGINT or SIGTERM; SIGHUP looks at certificate and keys at once. Logs go to stderr."""
+    """Run a node until SIGINT or SIGTERM; SIGHUP looks at certificate, keys and peers at once. Logs go to stderr."""
     checked = check_node(config)
     for warning in checked.warnings:
         render.warn(warning)
@@ -44,9 +45,10 @@ def serve(
         log_format=log_format or checked.config.log_format,
     )
     logs.configure(served.log_level, cast('Literal["text", "json"]', served.log_format), sys.stderr)
-    run_node(served, _log_addresses)
+    run_node(served, _log_addresses, PeersFile(config, lambda: check_node(config).config.peers))
 
 
 def _log_addresses(addresses: NodeAddresses) -> None:
     relay, admin = ", ".join(addresses.relay), addresses.admin or "off"
-    _log.info("ready: backends at %s, clients at %s, admin %s", addresses.hub, relay, admin)
+    nodes = f", nodes at {addresses.peer}" if addresses.peer else ""
+    _log.info("ready: backends at %s, clients at %s%s, admin %s", addresses.hub, relay, nodes, admin)

@@ -32,7 +32,7 @@ from nexus.assembly import (
 from nexus.bandwidth.limiter import Limiter
 from nexus.config.admission import policy_of
 from nexus.config.model import NodeConfig
-from nexus.document.peers import PeerAddress, usable_entries
+from nexus.document.peers import usable_entries
 from nexus.eventloop import on_stop_signal, run
 from nexus.hub.registry import Registry
 from nexus.hub.server import HubServer
@@ -43,9 +43,11 @@ from nexus.link.quiet import wait_until_quiet
 from nexus.listeners.tcp import TcpListeners
 from nexus.listeners.udp import UdpListeners
 from nexus.mesh.credentials import PeerCredentials
+from nexus.mesh.discovery import Discovery
 from nexus.mesh.fleet import Fleet
 from nexus.mesh.links import PeerServer
 from nexus.mesh.mesh import Mesh
+from nexus.mesh.peers_file import PeersFile
 from nexus.sockets import format_address
 from nexus.tls.certificates import CertificateFiles
 from nexus.tls.contexts import ReloadingCertificate, WebContext, hub_client_context
@@ -79,8 +81,10 @@ OnReady = Callable[[NodeAddresses], None]
 class Node:
     """One node: construct, ``run``, ``stop``."""
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, peers: PeersFile | None = None) -> None:
         """Read certificates, keys and the revocation list; nothing listens yet.
+
+        ``peers`` is where the list of other nodes is followed.
 
         Raises:
             TlsFileError: the hub's certificate or key, or ``authorizerCAFile``, cannot be used.
@@ -100,6 +104,7 @@ class Node:
         dialer = LocalFirst(self.registry, self.mesh)
         self._listeners = TcpListeners(dialer, peek_budget(config))
         self._udp = UdpListeners(dialer, udp_settings(config))
+        self._peers = peers
         self._credentials = PeerCredentials(config, lambda: self._certificate.certificate)
         roots = hub_client_context(ca_file) if ca_file is not None else None
         self._status = StatusClient(roots, map(parse_network, config.status_private_networks))
@@ -134,9 +139,12 @@ class Node:
                 await self._listeners.listen(sock)
             self._udp.listen(sockets.udp)
             async with asyncio.TaskGroup() as tasks:
-                background = [tasks.create_task(main) for main in self._background(sockets)]
                 fleet = Fleet(self.mesh, self._credentials, tasks)
-                fleet.change(entry for entry in usable_entries(self._config.peers) if isinstance(entry, PeerAddress))
+                discovery = Discovery(usable_entries(self._config.peers), fleet.change, self._credentials.covers)
+                background = [tasks.create_task(main) for main in self._background(sockets)]
+                background.append(tasks.create_task(discovery.run()))
+                if self._peers is not None:
+                    background.append(tasks.create_task(self._peers.follow(discovery)))
                 self._ready = True
                 if on_ready is not None:
                     on_ready(_addresses(sockets, admin))
@@ -166,9 +174,11 @@ class Node:
             self._stop.set()
 
     def reload(self) -> None:
-        """Look at the files of certificate and keys now rather than at the next turn; a bad one is logged, not used."""
+        """Look at all files that are followed now rather than at their next turn; a bad one is logged, not used."""
         self._certificate.look()
         self._auth.look(self._hub.close_revoked)
+        if self._peers is not None:
+            self._peers.look()
 
     # -- Start ------------------------------------------------------------------------------------------------------
 
@@ -306,7 +316,7 @@ def _addresses(sockets: Sockets, admin: str) -> NodeAddresses:
     )
 
 
-def run_node(config: NodeConfig, on_ready: OnReady | None = None) -> None:
+def run_node(config: NodeConfig, on_ready: OnReady | None = None, peers: PeersFile | None = None) -> None:
     """Run a node in this process until SIGINT or SIGTERM; SIGHUP looks at the files of certificate and keys at once.
 
     Raises:
@@ -314,7 +324,7 @@ def run_node(config: NodeConfig, on_ready: OnReady | None = None) -> None:
     """
 
     async def main() -> None:
-        node = Node(config)
+        node = Node(config, peers)
         on_stop_signal(node.stop)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload)
         await node.run(on_ready)

@@ -71,7 +71,9 @@ NODE_KEYS: tuple[Field, ...] = (
     _text("remoteVerifierURL", "URL of a service that verifies backend tokens"),
     _seconds("maintenanceGraceDefaultSeconds", "how long a backend in maintenance may defer re-authentication", 1800),
     Field(
-        key="peers", kind=Kind.STRINGS, doc="WebSocket URLs of other nodes, such as wss://node.example.com:8444/mesh"
+        key="peers",
+        kind=Kind.STRINGS,
+        doc="other nodes: URLs such as wss://node.example.com:8444/mesh, or names in the DNS whose records are nodes",
     ),
     Field(
         key="peerAuthentication",

@@ -22,8 +22,8 @@ from urllib.parse import quote, urlsplit
 
 from nexus.document.addresses import is_ip, parse_host_port
 from nexus.hostnames import normalize
+from nexus.protocol.constants import MESH_PATH
 
-MESH_PATH: Final = "/mesh"  # original: where every node takes links
 WEBSOCKET_PORTS: Final = {"wss": 443, "ws": 80}  # RFC 6455 3
 NAME_MAX_CHARS: Final = 253  # RFC 1035 2.3.4, as text and without the last dot
 

@@ -56,6 +56,10 @@ class PeerCredentials:
         certificate = tls.getpeercert(True) if tls is not None else None
         return identity_of(certificate) if certificate else NOBODY
 
+    def covers(self, name: str) -> bool:
+        """Tell whether a node of this name may be a peer."""
+        return not self.refusal(PeerIdentity((name,)))
+
     def refusal(self, identity: PeerIdentity) -> str:
         """Return why a node that dialled may not be a peer."""
         return refusal_of(identity, self._suffixes, loose=self._loose)

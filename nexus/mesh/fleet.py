@@ -18,6 +18,7 @@ class Fleet:
         self._mesh = mesh
         self._credentials = credentials
         self._tasks = tasks
+        self._closed = False
         self._diallers: dict[PeerAddress, tuple[Dialler, asyncio.Task[None]]] = {}
 
     def change(self, added: Iterable[PeerAddress], removed: Iterable[PeerAddress] = ()) -> None:
@@ -28,10 +29,11 @@ class Fleet:
                 if not dialler.retire():
                     task.cancel()
         for address in added:
-            if address not in self._diallers:
+            if address not in self._diallers and not self._closed:
                 dialler = Dialler(self._mesh, self._credentials, address)
                 self._diallers[address] = (dialler, self._tasks.create_task(dialler.run()))
 
     def close(self) -> None:
-        """Dial nothing any more; links that are up stay."""
+        """Dial nothing any more, whatever is added; links that are up stay."""
+        self._closed = True
         self.change((), tuple(self._diallers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -21,16 +22,16 @@ _CLASS_IN = 1
 
 
 class Nsd(Process):
-    """NSD with one zone: ``N.hosts`` is 192.0.2.N, and ``large`` has a TXT of LARGE_BYTES."""
+    """NSD with one zone: ``N.hosts`` is 192.0.2.N, ``large`` has a TXT of LARGE_BYTES, and what a test adds.
 
-    def __init__(self, directory: Path) -> None:
-        (self.port,) = free_ports(1)
-        texts = "\n".join(f'{LARGE} IN TXT "{number:03d}{"x" * 197}"' for number in range(LARGE_BYTES // 200))
-        hosts = "\n".join(f"{number}.hosts IN A 192.0.2.{number}" for number in range(256))
-        zone = directory / "zone"
-        zone.write_text(f"$ORIGIN {ZONE}.\n$TTL 60\n@ IN SOA ns admin 1 60 60 60 60\n@ IN NS ns\nns IN A 192.0.2.1\n")
-        with zone.open("a") as rest:
-            rest.write(f"{texts}\n{hosts}\n")
+    On a ``port`` that is given it follows another one that ended.
+    """
+
+    def __init__(self, directory: Path, records: str = "", port: int = 0) -> None:
+        self.port = port or free_ports(1)[0]
+        self._zone = directory / "zone"
+        self._serial = 0
+        self._write(records)
         config = directory / "nsd.conf"
         config.write_text(f"""\
 server:
@@ -47,10 +48,24 @@ remote-control:
   control-enable: no
 zone:
   name: {ZONE}
-  zonefile: {zone}
+  zonefile: {self._zone}
 """)
         super().__init__([require("nsd"), "-d", "-c", str(config)], directory / "nsd.log")
         wait_for(self.answers, "NSD answers")
+
+    def change(self, records: str) -> None:
+        """Serve other records in place of those that were added; soon, but not at once."""
+        self._write(records)
+        self.popen.send_signal(signal.SIGHUP)
+
+    def _write(self, records: str) -> None:
+        self._serial += 1
+        texts = "\n".join(f'{LARGE} IN TXT "{number:03d}{"x" * 197}"' for number in range(LARGE_BYTES // 200))
+        hosts = "\n".join(f"{number}.hosts IN A 192.0.2.{number}" for number in range(256))
+        head = (
+            f"$ORIGIN {ZONE}.\n$TTL 60\n@ IN SOA ns admin {self._serial} 60 60 60 60\n@ IN NS ns\nns IN A 192.0.2.1\n"
+        )
+        self._zone.write_text(f"{head}{texts}\n{hosts}\n{records}\n")
 
     def answers(self) -> bool:
         """Ask it one question."""
@@ -63,9 +78,9 @@ zone:
 
 
 @contextlib.contextmanager
-def nsd(directory: Path) -> Iterator[Nsd]:
+def nsd(directory: Path, records: str = "") -> Iterator[Nsd]:
     """Run NSD."""
-    with Nsd(directory) as server:
+    with Nsd(directory, records) as server:
         yield server
 
 

@@ -9,6 +9,7 @@ import pytest
 from cli import serve
 from nexus.app import NodeAddresses
 from nexus.config.model import NodeConfig
+from nexus.mesh.peers_file import PeersFile
 from tests.support.command_line import nexus
 
 
@@ -17,8 +18,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[NodeConfig]:
     """The configurations that were served; each start is over at once."""
     configurations: list[NodeConfig] = []
 
-    def run_node(config: NodeConfig, on_ready: object) -> None:
+    def run_node(config: NodeConfig, on_ready: object, peers: PeersFile) -> None:
         assert callable(on_ready)
+        assert peers._read() == config.peers
         configurations.append(config)
         on_ready(NodeAddresses("127.0.0.1:8443", ("[::]:443", "[::]:80"), ""))
 
