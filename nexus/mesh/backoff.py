@@ -18,8 +18,8 @@ WAIT_MIN_S: Final = 0.1
 REDIAL_FIRST_S: Final = 1.0
 """Longest wait after the first failure or the end of a link; the original waits 5 s, or not at all."""
 
-REDIAL_CAP_S: Final = 30.0
-"""Longest wait of all, ours: so long at most is a node that came back not dialled."""
+REDIAL_CAP_S: Final = 4.0
+"""Longest wait of all, ours: a node that came back serves again within 5 s, whoever of the two dials."""
 
 STABLE_LINK_S: Final = 10.0
 """A link that lived this long proves that the other node works; as ``backend_client.backoff.STABLE_SESSION_S``."""

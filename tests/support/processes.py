@@ -137,7 +137,9 @@ class Process:
 
 
 class Node(Process):
-    """``nexus serve`` with a configuration file of its own."""
+    """``nexus serve`` with a configuration file of its own; ``prefix`` is a command that runs it."""
+
+    prefix: tuple[str, ...] = ()
 
     def __init__(self, directory: Path, pki: Pki, **settings: object) -> None:
         self.hub_port, self.tls_port, self.http_port, self.admin_port = free_ports(4)
@@ -153,6 +155,7 @@ class Node(Process):
             "adminListenAddress": f"127.0.0.1:{self.admin_port}",
             **settings,
         }
+        self.admin = str(self.config["adminListenAddress"])
         self.directory = directory
         self.pki = pki
         self.file = directory / "server.yaml"
@@ -160,7 +163,7 @@ class Node(Process):
         self._start()
 
     def _start(self) -> None:
-        super().__init__([*NEXUS, "serve", "-c", str(self.file)], self.directory / "node.log")
+        super().__init__([*self.prefix, *NEXUS, "serve", "-c", str(self.file)], self.directory / "node.log")
         wait_for(self.is_ready, "the node is ready")
 
     def restart(self) -> None:
@@ -177,12 +180,12 @@ class Node(Process):
         if self.popen.poll() is not None:
             raise AssertionError(f"the node ended with status {self.popen.returncode}:\n{self.output()[-4000:]}")
         with contextlib.suppress(OSError):
-            return probe(f"127.0.0.1:{self.admin_port}", "/readyz").status == 200
+            return probe(self.admin, "/readyz").status == 200
         return False
 
     def metrics(self) -> dict[str, float]:
         """Return every sample by ``name`` or ``name{labels}``."""
-        body = probe(f"127.0.0.1:{self.admin_port}", "/metrics").body
+        body = probe(self.admin, "/metrics").body
         found = (_METRIC.match(line) for line in body.splitlines())
         return {m["name"] + (m["labels"] or ""): float(m["value"]) for m in found if m}
 
@@ -196,10 +199,10 @@ class Node(Process):
         return sum(value for sample, value in self.metrics().items() if sample.startswith(name))
 
 
-def client_process(
+def client_command(
     directory: Path, hub_url: str, pki: Pki, targets: Mapping[int, int], *hostnames: str, **settings: object
-) -> Process:
-    """Start ``nexus client run`` for one backend; it need not be connected yet."""
+) -> tuple[list[str], Path]:
+    """Write the file of one backend; return the command that runs it, and where its output may go."""
     name = f"client-{len(list(directory.glob('client-*.yaml')))}"
     backend = {
         "name": name,
@@ -212,7 +215,14 @@ def client_process(
     }
     file = directory / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"backends": [backend]}))
-    return Process([*NEXUS, "client", "run", "-c", str(file)], directory / f"{name}.log")
+    return [*NEXUS, "client", "run", "-c", str(file)], directory / f"{name}.log"
+
+
+def client_process(
+    directory: Path, hub_url: str, pki: Pki, targets: Mapping[int, int], *hostnames: str, **settings: object
+) -> Process:
+    """Start ``nexus client run`` for one backend; it need not be connected yet."""
+    return Process(*client_command(directory, hub_url, pki, targets, *hostnames, **settings))
 
 
 class Client(Process):
