@@ -35,6 +35,9 @@ from nexus.transport import Dialer, OpenRequest
 _log = logging.getLogger("nexus.mesh")
 
 SWEEP_S: Final = 0.5  # ours: how late an unanswered tunnel may be noticed
+# A tenth of the idle timeout, within these: to look at every tunnel costs time.
+IDLE_SWEEP_SHARE: Final = 0.1
+IDLE_SWEEP_MAX_S: Final = 5.0
 # A retired link is not closed before the other side must have heard that it is one of two, too.
 RETIRE_S: Final = 5.0
 ROUTES_MAX: Final = 100_000  # ours, of one peer; beyond it an announcement is cut, with a log line
@@ -85,6 +88,7 @@ class Mesh:
         self._flow_idle_s = local.flow_idle_s
         self._settings = MeshSettings()
         self._retired_at: dict[Peer, float] = {}
+        self._idle_sweep_at = 0.0
         self._announcer = Announcer(self.node_id, self._announced_routes, lambda: tuple(self.peers))
 
     @property
@@ -245,8 +249,11 @@ class Mesh:
     def _sweep(self, now: float) -> None:
         self.origin.sweep(now)
         self.destination.sweep(now)
-        for peer in tuple(self.peers):
-            peer.sweep(now, self._settings.idle_timeout_s)
-            since = self._retired_at.get(peer)
-            if since is not None and now - since >= RETIRE_S and not peer.tunnels:
+        for peer, since in tuple(self._retired_at.items()):
+            if now - since >= RETIRE_S and not peer.tunnels:
                 peer.session.link.close(CLOSE_NORMAL, "another link to this node is in use")
+        if now >= self._idle_sweep_at:
+            timeout_s = self._settings.idle_timeout_s
+            self._idle_sweep_at = now + min(timeout_s * IDLE_SWEEP_SHARE or IDLE_SWEEP_MAX_S, IDLE_SWEEP_MAX_S)
+            for peer in tuple(self.peers):
+                peer.sweep(now, timeout_s)

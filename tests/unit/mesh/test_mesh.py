@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from nexus.bandwidth.limiter import Limiter
+from nexus.mesh.peer import Peer
 from nexus.protocol.constants import CREDITS_INITIAL, NIL_STREAM_ID, PAYLOAD_MAX_BYTES
 from nexus.protocol.messages import credit_message, id_text
 from nexus.protocol.reasons import Reason
@@ -315,3 +317,29 @@ async def test_tunnels_of_one_route_share_one_share_while_there_is_one() -> None
     assert third.stream.gate is not first.stream.gate
     assert cable.peers[0].session.gate is not None
     assert len(origin.mesh.origin._gates) == 2
+
+
+# -- Time -----------------------------------------------------------------------------------------------------------
+
+
+def test_idle_tunnels_end_at_both_ends(pair: Pair) -> None:
+    """W7: neither node relies on the other one, nor on the link."""
+    for node in (pair.origin, pair.destination):
+        node.mesh.settings = replace(node.mesh.settings, idle_timeout_s=60)
+        client = pair.open()
+        for now in (1000.0, 1059.0, 1065.0):
+            node.mesh._sweep(now)
+            assert sum(peer.tunnels for peer in node.mesh.peers) == (now < 1060)
+        settle(pair.cable)
+        assert client.aborted
+        assert not any(peer.tunnels for peer in pair.cable.peers)
+
+
+def test_idle_tunnels_are_not_looked_at_all_the_time(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands."""
+    pair.open()
+    looks: list[float] = []
+    monkeypatch.setattr(Peer, "sweep", lambda _peer, now, _timeout_s: looks.append(now))
+    for tick in range(40):
+        pair.origin.mesh._sweep(tick * 0.5)
+    assert looks == [0.0, 5.0, 10.0, 15.0]
