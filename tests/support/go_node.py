@@ -38,9 +38,9 @@ class GoTunnel:
         self.messages = 0
         self.unlimited = True
         self.credits = asyncio.Semaphore(0)
-        self.outstanding = 0
         self.closed = asyncio.Event()
         self.paused = False
+        self.turn = asyncio.Lock()  # answers leave one behind the other
         self._ungranted = 0
 
     def grant(self, count: int) -> None:
@@ -154,10 +154,11 @@ class GoNode:
 
     async def send(self, tunnel: GoTunnel, data: bytes) -> None:
         """Send data in messages as the original reads them, one credit each once there are credits."""
-        for at in range(0, len(data), HUB_READ_BYTES) or (0,):
-            if not tunnel.unlimited:
-                await tunnel.credits.acquire()
-            await self.say(bytes([DATA]) + tunnel.id + data[at : at + HUB_READ_BYTES])
+        async with tunnel.turn:
+            for at in range(0, len(data), HUB_READ_BYTES) or (0,):
+                if not tunnel.unlimited:
+                    await tunnel.credits.acquire()
+                await self.say(bytes([DATA]) + tunnel.id + data[at : at + HUB_READ_BYTES])
 
     async def close(self, tunnel: GoTunnel) -> None:
         """End a tunnel."""
