@@ -104,7 +104,7 @@ def test_a_stranger_cannot_fill_the_hubs_memory(directory: Path, pki: Pki) -> No
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub whose limits before authentication are short."""
     limits = functools.partial(HubLimits, upgrade_timeout_s=0.5, stage0_timeout_s=0.5, stage1_timeout_s=0.5)
-    monkeypatch.setattr("nexus.app.HubLimits", limits)
+    monkeypatch.setattr("nexus.assembly.HubLimits", limits)
 
 
 @pytest.mark.usefixtures("hurried")

@@ -440,7 +440,7 @@ class _Slow(HmacTokenProvider):
 async def test_a_slow_token_command_still_logs_in(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     """W14: the first token was fetched behind the dial, so a slow command ran into the hub's clock."""
     limits = functools.partial(HubLimits, upgrade_timeout_s=5, stage0_timeout_s=0.4, stage1_timeout_s=5)
-    monkeypatch.setattr("nexus.app.HubLimits", limits)
+    monkeypatch.setattr("nexus.assembly.HubLimits", limits)
     diary = Diary()
     async with local_node(pki) as node:
         provider = _Slow(0.8, lambda: established(node.hub_port))
