@@ -1,4 +1,4 @@
-"""``nexus demo``: a node, a TLS web backend and its client on loopback, and real HTTPS through them."""
+"""``nexus demo``: two nodes that mesh, a TLS web backend and its client on loopback, and real HTTPS through them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from nexus.eventloop import on_stop_signal, run
 
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Exit when it is done: 0 if all went well, else 1.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Public port of the node; 0 takes a free one.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Public port of the node that is asked; 0 takes a free one.")
+    ] = 0,
     log_level: LogLevel = "warning",
     as_json: Json = False,
 ) -> None:
-    """Run a node, a TLS web backend and its client on loopback, send HTTPS through them, and show what happened.
+    """Run two nodes, a TLS web backend and its client on loopback, send HTTPS through them, and show what happened.
 
-    Everything is on loopback and in a temporary directory, which is removed in the end. Stays up for curl until Ctrl-C.
+    The backend is connected to one node, the request comes to the other. Everything is on loopback and in a temporary
+    directory, which is removed in the end. Stays up for curl until Ctrl-C.
     """
     logs.configure(log_level, "text", sys.stderr)
     reports: list[Report] = []
@@ -76,9 +79,12 @@ def _table(report: Report) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     rows = (
-        ("node", f"backends connect to {report.hub}, clients to 127.0.0.1:{report.port}"),
+        ("node us", f"has the backend, at {report.hub}; clients come to 127.0.0.1:{report.direct_port}"),
+        ("node eu", f"has none, and a link to us; clients come to 127.0.0.1:{report.port}"),
         ("backend", f"serves {report.hostname} at {report.backend}, where the TLS ends"),
-        ("request", f"GET https://{report.hostname}:{report.port}/ answered {report.status} in {report.ms:.1f} ms"),
+        ("request", f"GET https://{report.hostname}:{report.port}/ at eu answered {report.status}"),
+        ("", _verdict(report.tunnelled, "eu tunnelled it to us", "it was NOT tunnelled")),
+        ("time", f"{report.ms:.1f} ms through eu and us, {report.direct_ms:.1f} ms through us alone"),
         ("certificate", f"{seen.subject}, issued by {seen.issuer}, over {report.tls_version}"),
         ("SHA-256", seen.sha256),
         ("", _verdict(report.sees_backend, "it is the backend's own", "it is NOT the backend's")),

@@ -1,4 +1,8 @@
-"""What ``nexus demo`` puts up and asks: a node, a web backend behind it, and two requests as a client makes them."""
+"""What ``nexus demo`` puts up and asks: two nodes that mesh, a web backend behind one of them, and three requests.
+
+The requests are those of a client: one at the node that has the backend, one at the other node, which tunnels it, and
+one for a name that nobody serves.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +23,26 @@ from backend_client.client import BackendClient
 from backend_client.config import load_client_file
 from backend_client.service import clients_of
 from cli.initialize import SECRET_BYTES
-from cli.templates import ClientFileText, NodeFile, client_text, node_text
+from cli.templates import ClientFileText, MeshText, NodeFile, client_text, node_text
 from nexus.app import Node, NodeAddresses
 from nexus.config.load import load_node_config
 from nexus.document.addresses import split_host_port
 from nexus.files import write_private, write_public
-from nexus.protocol.constants import CONNECT_PATH
+from nexus.protocol.constants import CONNECT_PATH, MESH_PATH
 from nexus.tls.localca import PemPair, create_ca, issue
 
 _T = TypeVar("_T")
 
 HOSTNAME: Final = "app.nexus.test"  # RFC 6761 6.2: .test is never a real name
+REGIONS: Final = ("us", "eu")  # the backend is connected to the first, the client to the second
+NODES_SUFFIX: Final = ".nodes.nexus.test"
 UNKNOWN_HOSTNAME: Final = "unknown.nexus.test"
 LOOPBACK: Final = "127.0.0.1"
 _LIFETIME_DAYS: Final = 30  # longer than any demo, and than the node's notice of expiry
 _STEP_TIMEOUT_S: Final = 15.0
 """Longest wait for one step; on loopback each takes milliseconds."""
 
+_POLL_S: Final = 0.01
 _HEAD_MAX_BYTES: Final = 16 * 1024
 _ANSWER_MAX_BYTES: Final = 1024 * 1024
 _UNRECOGNIZED_NAME: Final = "UNRECOGNIZED_NAME"  # in OpenSSL's name for the alert of RFC 6066 section 3
@@ -58,9 +65,12 @@ class Report:
     backend: str
     hostname: str
     port: int
+    direct_port: int
     ca_file: str
     status: int
     ms: float
+    direct_ms: float
+    tunnelled: bool
     tls_version: str
     certificate: SeenCertificate
     sees_backend: bool
@@ -75,7 +85,8 @@ class Report:
     def ok(self) -> bool:
         """Whether everything went as it should."""
         is_answered = self.status == 200 and self.bytes_to_backend > 0 and self.bytes_to_client > 0
-        return is_answered and self.sees_backend and not self.sees_node and self.unknown_refused
+        sees_right = self.sees_backend and not self.sees_node
+        return is_answered and self.tunnelled and sees_right and self.unknown_refused
 
     def as_object(self) -> dict[str, object]:
         """Return the report for JSON."""
@@ -104,11 +115,13 @@ class _Files:
         return self.directory / f"{name}.pem", self.directory / f"{name}.key"
 
     def make(self) -> None:
-        """Write a CA, the certificates of hub and backend, and the secret."""
+        """Write a CA, the certificates of the nodes and the backend, and the secret."""
         now = time.time()
         ca = create_ca("Nexus Proxy demo CA", now)
         write_public(self.ca, ca.cert_pem)
-        self._write_pair("hub", issue(ca, (LOOPBACK, "localhost"), now, _LIFETIME_DAYS))
+        for region in REGIONS:
+            names = (f"{region}{NODES_SUFFIX}", LOOPBACK, "localhost")
+            self._write_pair(region, issue(ca, names, now, _LIFETIME_DAYS))
         self._write_pair("app", issue(ca, (HOSTNAME,), now, _LIFETIME_DAYS))
         write_private(self.directory / "secret", secrets.token_hex(SECRET_BYTES).encode())
 
@@ -129,26 +142,44 @@ async def play(directory: Path, port: int) -> AsyncIterator[Report]:
     files = _Files(directory)
     files.make()
     try:
-        async with asyncio.TaskGroup() as tasks, _backend(files) as backend:
-            node, addresses = await _start_node(tasks, files, port)
+        async with asyncio.TaskGroup() as tasks, _backend(files) as backend, contextlib.AsyncExitStack() as stack:
+            us = await _start_node(tasks, stack, files, REGIONS[0], 0)
+            eu = await _start_node(tasks, stack, files, REGIONS[1], port, us)
+            client = _make_client(files, us.addresses, eu.addresses, backend)
+            running = tasks.create_task(client.run())
             try:
-                client = _make_client(files, addresses, backend)
-                running = tasks.create_task(client.run())
-                try:
-                    await _within(client.wait_connected(), "the backend client did not get a session")
-                    yield await _ask(files, addresses, backend, client)
-                finally:
-                    client.stop()
-                    await asyncio.wait([running])
+                await _within(client.wait_connected(), "the backend client did not get a session")
+                await _within(_knows(eu.node), "the other node did not hear of the backend")
+                yield await _ask(files, us, eu, backend, client)
             finally:
-                node.stop()
+                client.stop()
+                await asyncio.wait([running])
     except BaseExceptionGroup as group:
         raise _leaf(group) from None
 
 
-async def _start_node(tasks: asyncio.TaskGroup, files: _Files, port: int) -> tuple[Node, NodeAddresses]:
-    cert, key = files.pair("hub")
-    path = files.directory / "server.yaml"
+@dataclass(frozen=True, slots=True)
+class _Running:
+    node: Node
+    addresses: NodeAddresses
+
+    @property
+    def port(self) -> int:
+        return _port_of(self.addresses.relay[0])
+
+
+async def _start_node(
+    tasks: asyncio.TaskGroup,
+    stack: contextlib.AsyncExitStack,
+    files: _Files,
+    region: str,
+    port: int,
+    peer: _Running | None = None,
+) -> _Running:
+    """Start the node of a region, which dials the ``peer`` that is there already; ``stack`` stops it."""
+    cert, key = files.pair(region)
+    path = files.directory / f"{region}.yaml"
+    peers = () if peer is None else (f"wss://{peer.addresses.peer}{MESH_PATH}",)
     text = node_text(
         NodeFile(
             path=path,
@@ -159,24 +190,32 @@ async def _start_node(tasks: asyncio.TaskGroup, files: _Files, port: int) -> tup
             key_file=str(key),
             bind_addresses=(LOOPBACK,),
             admin_address=f"{LOOPBACK}:0",
+            mesh=MeshText(f"{LOOPBACK}:0", NODES_SUFFIX, str(files.ca), peers),
         )
     )
     write_private(path, text.encode())
     node = Node(load_node_config(path, environ={}).config)
     ready: asyncio.Future[NodeAddresses] = asyncio.get_running_loop().create_future()
     tasks.create_task(node.run(ready.set_result))
-    return node, await _within(ready, "the node did not start")
+    stack.callback(node.stop)
+    return _Running(node, await _within(ready, "the node did not start"))
 
 
-def _make_client(files: _Files, addresses: NodeAddresses, backend: str) -> BackendClient:
+async def _knows(node: Node) -> None:
+    """Wait until a node has heard of the backend."""
+    while HOSTNAME not in node.mesh.routes:  # noqa: ASYNC110 — nothing else waits for it; ``_within`` bounds it
+        await asyncio.sleep(_POLL_S)
+
+
+def _make_client(files: _Files, own: NodeAddresses, other: NodeAddresses, backend: str) -> BackendClient:
     path = files.directory / "client.yaml"
     text = client_text(
         ClientFileText(
             path=path,
-            hub_url=f"wss://{addresses.hub}{CONNECT_PATH}",
+            hub_url=f"wss://{own.hub}{CONNECT_PATH}",
             hostname=HOSTNAME,
             secret_file=files.directory / "secret",
-            targets={_port_of(addresses.relay[0]): backend},
+            targets={_port_of(addresses.relay[0]): backend for addresses in (own, other)},
             ca_file=str(files.ca),
         )
     )
@@ -185,25 +224,28 @@ def _make_client(files: _Files, addresses: NodeAddresses, backend: str) -> Backe
     return client
 
 
-async def _ask(files: _Files, addresses: NodeAddresses, backend: str, client: BackendClient) -> Report:
-    """Send the two requests and compare what the client saw with the files."""
-    port = _port_of(addresses.relay[0])
+async def _ask(files: _Files, us: _Running, eu: _Running, backend: str, client: BackendClient) -> Report:
+    """Send the requests and compare what the client saw with the files."""
+    direct = await _within(_get(files.ca, us.port, HOSTNAME), "the backend did not answer")
     before = client.stats
-    answer = await _within(_get(files.ca, port, HOSTNAME), "the backend did not answer")
+    answer = await _within(_get(files.ca, eu.port, HOSTNAME), "the backend did not answer through the other node")
     after = client.stats
-    outcome, refused = await _within(_get_refused(files.ca, port), "the unknown name got no answer")
+    outcome, refused = await _within(_get_refused(files.ca, eu.port), "the unknown name got no answer")
     return Report(
-        hub=addresses.hub,
+        hub=us.addresses.hub,
         backend=backend,
         hostname=HOSTNAME,
-        port=port,
+        port=eu.port,
+        direct_port=us.port,
         ca_file=str(files.ca),
         status=answer.status,
         ms=answer.ms,
+        direct_ms=direct.ms,
+        tunnelled=eu.node.mesh.origin.opened == 1 and us.node.mesh.destination.served == 1,
         tls_version=answer.tls_version,
         certificate=_describe(answer.certificate),
         sees_backend=answer.certificate == _leaf_of(files.pair("app")[0]),
-        sees_node=answer.certificate == _leaf_of(files.pair("hub")[0]),
+        sees_node=answer.certificate in {_leaf_of(files.pair(region)[0]) for region in REGIONS},
         bytes_to_backend=after.bytes_from_hub - before.bytes_from_hub,
         bytes_to_client=after.bytes_to_hub - before.bytes_to_hub,
         unknown_hostname=UNKNOWN_HOSTNAME,

@@ -23,6 +23,17 @@ class NodeFile:
     key_file: str
     bind_addresses: Sequence[str] = ()
     admin_address: str = ""
+    mesh: MeshText | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeshText:
+    """What a node's file is to say of other nodes; the CA is that of their certificates."""
+
+    listen_address: str
+    suffix: str
+    ca_file: str
+    peers: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,18 @@ idleTimeoutSeconds: 300
 
 # Status and metrics, on loopback only.
 {_line("adminListenAddress", node.admin_address, '"127.0.0.1:9464"')}
+{_mesh_text(node.mesh)}"""
+
+
+def _mesh_text(mesh: MeshText | None) -> str:
+    if mesh is None:
+        return ""
+    return f"""
+# Other nodes: where they dial, whom to dial, and whom to take for one by the names in its certificate.
+peerListenAddress: {_value(mesh.listen_address)}
+peers: {_value(list(mesh.peers))}
+peerAuthentication: {{"trustedDomainSuffixes": {_value([mesh.suffix])}}}
+peerCAFile: {_value(mesh.ca_file)}
 """
 
 

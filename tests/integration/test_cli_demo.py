@@ -50,6 +50,7 @@ def test_demo_once_reports_in_json() -> None:
     assert report["schema"] == 1
     assert report["ok"] is True
     assert report["status"] == 200
+    assert report["tunnelled"] is True
     assert report["sees_backend"] is True
     assert report["sees_node"] is False
     assert report["bytes_to_backend"] > 0

@@ -48,6 +48,7 @@ def test_once_exits_with_0_when_all_went_well(play: Play) -> None:
     outcome = nexus("demo", "--once", "--port", "4443")
     assert (outcome.code, outcome.stderr) == (0, "")
     assert "it is the backend's own" in outcome.stdout
+    assert "eu tunnelled it to us" in outcome.stdout
     assert "refused with the alert unrecognized_name" in outcome.stdout
     assert "curl" not in outcome.stdout
     assert ports == [4443]
@@ -58,6 +59,7 @@ def test_once_exits_with_0_when_all_went_well(play: Play) -> None:
     [
         ({"sees_backend": False}, "it is NOT the backend's"),
         ({"sees_node": True}, "it is the NODE's"),
+        ({"tunnelled": False}, "it was NOT tunnelled"),
         ({"unknown_refused": False}, "NOT refused as expected"),
     ],
 )

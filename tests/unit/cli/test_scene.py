@@ -21,6 +21,8 @@ async def test_scene_plays_and_comes_down(tmp_path: Path) -> None:
     async with scene.play(tmp_path, 0) as report:
         assert report.ok
         assert report.status == 200
+        assert report.tunnelled
+        assert report.direct_port != report.port
         assert report.certificate.subject == "CN=app.nexus.test"
         assert report.certificate.issuer == "CN=Nexus Proxy demo CA"
         assert report.sees_backend
@@ -28,7 +30,7 @@ async def test_scene_plays_and_comes_down(tmp_path: Path) -> None:
         assert report.ca_file == str(tmp_path / "ca.pem")
         fingerprint = ssl.PEM_cert_to_DER_cert((tmp_path / "app.pem").read_text())
         assert report.certificate.sha256 == hashlib.sha256(fingerprint).hexdigest()
-    for address in (report.hub, f"127.0.0.1:{report.port}", report.backend):
+    for address in (report.hub, f"127.0.0.1:{report.port}", f"127.0.0.1:{report.direct_port}", report.backend):
         host, _, port = address.rpartition(":")
         with pytest.raises(OSError, match="Connect"):
             await asyncio.open_connection(host, int(port))
@@ -79,6 +81,7 @@ async def test_other_failures_are_not_taken_for_the_alert(tmp_path: Path) -> Non
         {"status": 500},
         {"sees_backend": False},
         {"sees_node": True},
+        {"tunnelled": False},
         {"bytes_to_client": 0},
         {"bytes_to_backend": 0},
         {"unknown_refused": False},
