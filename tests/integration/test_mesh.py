@@ -1,4 +1,4 @@
-"""Two nodes as real processes, the backend at one of them: real clients come to the other one."""
+"""Three nodes as real processes, the backend at one of them: real clients come to the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,8 @@ class Mesh:
     nginx: Nginx
     server: Nsd
     claimed: int
+    third: Node
+    address: str = "127.0.0.1"  # of the origin's public ports
 
     def curl(
         self, url: str, *options: str, host: str = HOST, limit_s: float = 60
@@ -41,7 +43,7 @@ class Mesh:
         """Run curl against the origin, which has no backend."""
         resolve = []
         for port in (self.origin.tls_port, self.origin.http_port):
-            resolve += ["--resolve", f"{host}:{port}:127.0.0.1"]
+            resolve += ["--resolve", f"{host}:{port}:{self.address}"]
         command = [require("curl"), "--silent", "--show-error", "--max-time", str(limit_s), "--cacert"]
         command += [str(self.pki.ca_file), *resolve, *options, url]
         return subprocess.run(command, capture_output=True, timeout=limit_s + 30, check=False)
@@ -56,6 +58,10 @@ class Mesh:
         """Tell whether a new client is served."""
         return self.curl(self.https("/small"), limit_s=5).stdout == b"hello mesh\n"
 
+    def at_third(self) -> Mesh:
+        """Return the same mesh with clients that come to the third node, which dialled both others."""
+        return replace(self, origin=self.third, address="127.0.0.3")
+
     def knows(self) -> bool:
         """Tell whether the origin knows what the destination serves."""
         return self.origin.metric("nexus_mesh_routes") == 4
@@ -66,12 +72,12 @@ def mesh() -> Iterator[Mesh]:
     """The whole chain; the nodes dial each other."""
     with scratch_directory() as directory, nsd(directory) as server:
         pki = Pki.create(directory)
-        (claimed, first, second) = free_ports(3)
+        (claimed, first, second, last) = free_ports(4)
         ports = {"udpRelayPorts": [claimed], "allowedTCPPortClaims": [claimed], "allowedUDPPortClaims": [claimed]}
         nodes = []
-        for name, own, other in (("us", first, second), ("eu", second, first)):
+        for name, own, others in (("us", first, [second]), ("eu", second, [first]), ("ap", last, [first, second])):
             (directory / name).mkdir()
-            nodes.append({**ports, **mesh_settings(pki, name, own, [other]), "name": name})
+            nodes.append({**ports, **mesh_settings(pki, name, own, others), "name": name})
         (directory / "nginx").mkdir()
         nginx = Nginx(directory / "nginx", *pki.issue("app", HOST, WILD))
         (nginx.root / "small").write_text("hello mesh\n")
@@ -79,13 +85,15 @@ def mesh() -> Iterator[Mesh]:
             nginx,
             _node(directory, pki, nodes[0], claimed, "127.0.0.1") as origin,
             _node(directory, pki, nodes[1], claimed, "127.0.0.2") as destination,
+            _node(directory, pki, nodes[2], claimed, "127.0.0.3") as third,
         ):
-            targets = {node.tls_port: nginx.tls_port for node in (origin, destination)}
-            targets |= {node.http_port: nginx.http_port for node in (origin, destination)}
+            targets = {node.tls_port: nginx.tls_port for node in (origin, destination, third)}
+            targets |= {node.http_port: nginx.http_port for node in (origin, destination, third)}
             claims = {"tcpPorts": [claimed], "udpRoutes": [{"port": claimed, "flowIdleTimeoutSeconds": 30}]}
             with Client(directory, destination, {**targets, claimed: server.port}, HOST, WILD, **claims):
-                made = Mesh(directory, pki, origin, destination, nginx, server, claimed)
+                made = Mesh(directory, pki, origin, destination, nginx, server, claimed, third)
                 wait_for(made.knows, "the origin knows the routes")
+                wait_for(made.at_third().knows, "the third node, too")
                 yield made
 
 
@@ -97,25 +105,34 @@ def _node(directory: Path, pki: Pki, settings: dict[str, object], claimed: int, 
     return node
 
 
+@pytest.fixture(params=["of two", "of three"])
+def anywhere(request: pytest.FixtureRequest, mesh: Mesh) -> Mesh:
+    """The mesh with clients at one node without the backend, and at another one."""
+    return mesh if request.param == "of two" else mesh.at_third()
+
+
 @pytest.mark.parametrize("option", ["--http1.1", "--http2"])
-def test_https_is_the_backends_own(mesh: Mesh, option: str) -> None:
+def test_https_is_the_backends_own(anywhere: Mesh, option: str) -> None:
     """curl verifies the backend's certificate through two nodes that cannot read it."""
-    done = mesh.curl(mesh.https("/small"), option)
+    done = anywhere.curl(anywhere.https("/small"), option)
     assert done.stdout == b"hello mesh\n", done.stderr
 
 
-def test_http_and_wildcard_names_pass(mesh: Mesh) -> None:
+def test_http_and_wildcard_names_pass(anywhere: Mesh) -> None:
     """One label is covered by the wildcard, two are not."""
-    assert mesh.curl(mesh.http("/small")).stdout == b"hello mesh\n"
-    assert mesh.curl(mesh.https("/small", "a.wild.example.com"), host="a.wild.example.com").stdout == b"hello mesh\n"
-    refused = mesh.curl(mesh.http("/small", "a.b.wild.example.com"), "--fail", host="a.b.wild.example.com")
+    assert anywhere.curl(anywhere.http("/small")).stdout == b"hello mesh\n"
+    assert (
+        anywhere.curl(anywhere.https("/small", "a.wild.example.com"), host="a.wild.example.com").stdout
+        == b"hello mesh\n"
+    )
+    refused = anywhere.curl(anywhere.http("/small", "a.b.wild.example.com"), "--fail", host="a.b.wild.example.com")
     assert refused.returncode != 0
 
 
 @pytest.mark.parametrize("options", [[], ["+tcp"]], ids=["UDP", "TCP"])
-def test_a_claimed_port_passes(mesh: Mesh, options: list[str]) -> None:
+def test_a_claimed_port_passes(anywhere: Mesh, options: list[str]) -> None:
     """DNS over both transports, by the port's claim at the other node."""
-    command = [require("dig"), "+tries=1", "+time=10", "-p", str(mesh.claimed), "@127.0.0.1", *options]
+    command = [require("dig"), "+tries=1", "+time=10", "-p", str(anywhere.claimed), f"@{anywhere.address}", *options]
     done = subprocess.run(
         [*command, f"9.hosts.{ZONE}", "A", "+short"], capture_output=True, text=True, timeout=60, check=False
     )
