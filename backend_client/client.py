@@ -20,12 +20,10 @@ from backend_client.backoff import STABLE_SESSION_S, Backoff, FailureKind
 from backend_client.connection import Connection, StreamInfo
 from backend_client.events import Event, EventHandler, EventKind, Stats
 from backend_client.mapping import Target
-from backend_client.proxy import open_tunnel
 from backend_client.reauth import Reauthentication
 from backend_client.session import ClientSession, Forwarder
 from backend_client.tokens import CachingProvider, Stage, TokenProvider, TokenRequest
 from nexus.auth.claims import UdpRoute
-from nexus.dial import open_socket
 from nexus.errors import ConfigError, NexusError, OutboundError, Problem, RejectedError, TokenProviderError
 from nexus.link.connection import WEBSOCKET_LOG, Link, LinkEnd
 from nexus.link.inbox import Inbox
@@ -39,7 +37,8 @@ from nexus.protocol.constants import (
     HANDSHAKE_MESSAGE_MAX_BYTES,
 )
 from nexus.protocol.handshake import parse_challenge
-from nexus.proxies import WS, WSS, proxy_for
+from nexus.proxies import WS, WSS
+from nexus.proxy_dial import open_way
 from nexus.tls.contexts import hub_client_context
 
 _log = logging.getLogger("nexus.client")
@@ -293,11 +292,7 @@ class BackendClient:
         loop = asyncio.get_running_loop()
         context, name = self._context, uri.host if uri.secure else None
         async with _limit(DIAL_HUB_TIMEOUT_S, "no connection to the hub"):
-            proxy = proxy_for(uri.host, uri.port, WSS if uri.secure else WS)
-            if proxy is None:
-                sock = await open_socket(uri.host, uri.port)
-            else:
-                sock = await open_tunnel(proxy, uri.host, uri.port, DIAL_HUB_TIMEOUT_S)
+            sock = await open_way(uri.host, uri.port, WSS if uri.secure else WS, DIAL_HUB_TIMEOUT_S)
             await loop.create_connection(lambda: link, sock=sock, ssl=context, server_hostname=name)
             try:
                 await link.opened

@@ -21,7 +21,6 @@ from websockets.client import ClientProtocol
 from websockets.server import ServerProtocol
 from websockets.uri import WebSocketURI
 
-from nexus.dial import open_socket
 from nexus.document.peers import PeerAddress
 from nexus.errors import NexusError
 from nexus.limits import LineBudget
@@ -32,6 +31,8 @@ from nexus.mesh.peer import Peer
 from nexus.mesh.trust import PeerIdentity
 from nexus.places import Bursts, Places
 from nexus.protocol.constants import ANNOUNCE_MAX_BYTES, CLOSE_NORMAL, KIND_TUNNEL_DATA, MESH_PATH, UPGRADE_TIMEOUT_S
+from nexus.proxies import WS, WSS
+from nexus.proxy_dial import open_way
 from nexus.sockets import accept, keep_alive, source_keys
 
 _log = logging.getLogger("nexus.mesh")
@@ -208,7 +209,7 @@ class Dialler:
 
     async def _connect(self, link: Link) -> None:
         address = self._address
-        sock = await open_socket(address.host, address.port)
+        sock = await open_way(address.host, address.port, WSS if address.is_secure else WS, DIAL_TIMEOUT_S)
         keep_alive(sock)
         await asyncio.get_running_loop().create_connection(
             lambda: link,

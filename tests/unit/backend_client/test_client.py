@@ -470,7 +470,7 @@ async def test_the_kernel_s_own_timeout_keeps_its_words(events: Events, monkeypa
     def proxy_for(*_: object, **__: object) -> str:
         raise TimeoutError(110, "Connection timed out")
 
-    monkeypatch.setattr(module, "proxy_for", proxy_for)
+    monkeypatch.setattr("nexus.proxies.proxy_for", proxy_for)
     async with running("ws://127.0.0.1:1/connect", events=events, connected=False):
         assert "Connection timed out" in (await events.next(EventKind.FAILED)).detail
 

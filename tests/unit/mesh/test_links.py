@@ -220,3 +220,26 @@ async def test_strangers_hold_no_more_than_their_share(pki: Pki, config: Config,
         await eventually(lambda: node.node.mesh.totals.refused_links["limit"] >= 8, "the rest is turned away")
         await asyncio.sleep(GRACE_S)  # from now on the oldest gives way
         assert await status(node, dialling(pki, "peer", "peer.mesh.test")) == (101, "")
+
+
+async def test_a_link_goes_through_the_proxy_that_the_environment_names(
+    pki: Pki, config: Config, ports: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the original; loopback alone is never proxied, so the proxy here is asked for another name."""
+    asked: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not asked.done():
+            asked.set_result(head)
+        writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        settings = mesh_settings(pki, "one", ports[0], [])
+        settings["peers"] = ["wss://node.example.com:8444/mesh"]
+        async with running(pki, config(**settings)):
+            async with asyncio.timeout(20):
+                assert (await asked).startswith(b"CONNECT node.example.com:8444 HTTP/1.1\r\n")
+            await eventually(lambda: "refused a tunnel to node.example.com:8444" in lines(caplog), "it is logged")

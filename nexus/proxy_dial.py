@@ -1,4 +1,4 @@
-"""Dialling the hub through the HTTP proxy that the environment names.
+"""Dialling a hub or a peer, by way of the HTTP proxy that the environment names, where it names one.
 
 `open_tunnel` asks the proxy that `nexus.proxies` found for a tunnel (RFC 9110 section 9.3.6) and returns the bare
 connected socket, on which TLS and the WebSocket upgrade then run as on any other.
@@ -73,6 +73,17 @@ def parse_proxy(url: str) -> ProxyAddress:
     if scheme != "http":
         raise ProxyError(_masked(full), f"{scheme} proxies are not supported, only http:// ones")
     return address
+
+
+async def open_way(host: str, port: int, schemes: tuple[str, ...], timeout_s: float) -> socket.socket:
+    """Return a connected socket to a host, through the proxy for one of ``schemes`` (``nexus.proxies``) if any.
+
+    Raises:
+        OSError: it cannot be reached; a ProxyError where that is the proxy's doing.
+        UnicodeError: a name that IDNA refuses.
+    """
+    proxy = proxies.proxy_for(host, port, schemes)
+    return await (open_socket(host, port) if proxy is None else open_tunnel(proxy, host, port, timeout_s))
 
 
 async def open_tunnel(proxy_url: str, host: str, port: int, timeout_s: float) -> socket.socket:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 import uvloop
 
-from backend_client.proxy import RESPONSE_HEAD_MAX_BYTES, ProxyError, open_tunnel, parse_proxy
+from nexus.proxy_dial import RESPONSE_HEAD_MAX_BYTES, ProxyError, open_tunnel, parse_proxy
 
 TIMEOUT_S = 10.0
 SHORT_TIMEOUT_S = 0.1
