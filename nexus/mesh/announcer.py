@@ -12,11 +12,14 @@ Source: spec node-and-mesh 8.2; weak points W6, W24.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from nexus.protocol.constants import MESH_FEATURES
+from nexus.protocol.constants import ANNOUNCE_MAX_BYTES, MESH_FEATURES
 from nexus.protocol.tunnels import Announce, serialize_announce
+
+_log = logging.getLogger("nexus.mesh")
 
 DELAY_S: Final = 0.1  # ours: peers learn of a new backend within a tenth of a second
 # A list takes time to write and to read, and its peers as many times as there are: 100,000 names take 2 s longer.
@@ -111,8 +114,19 @@ class Announcer:
             self._later("late", LATE_CHECK_S, self._tell_late)
 
     def _text(self, routes: frozenset[str]) -> str:
+        """Return an announcement of what fits into one; a peer ends the link over a longer one."""
         self._version += 1
-        return serialize_announce(Announce(self._version, tuple(sorted(routes)), self._node_id, MESH_FEATURES))
+        names = sorted(routes)
+        while len(text := self._announcement(names)) > ANNOUNCE_MAX_BYTES:  # ASCII, as names are normalised
+            names = names[: len(names) * 9 // 10]
+        if len(names) < len(routes):
+            _log.error(
+                "peers are told only %d of %d routes: the list is too long; use wildcards", len(names), len(routes)
+            )
+        return text
+
+    def _announcement(self, names: list[str]) -> str:
+        return serialize_announce(Announce(self._version, tuple(names), self._node_id, MESH_FEATURES))
 
     def _later(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
         self._timers[name] = asyncio.get_running_loop().call_later(delay_s, call)

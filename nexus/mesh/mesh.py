@@ -122,7 +122,9 @@ class Mesh:
     # -- Links ------------------------------------------------------------------------------------------------------
 
     def join(self, peer: Peer) -> None:
-        """Take in a peer whose link is open."""
+        """Take in a peer whose link is open; one whose link is gone already is none."""
+        if peer.session.ended:
+            return
         if self.closed:
             peer.session.link.close(reason="the node stops")
             return

@@ -145,3 +145,15 @@ async def test_a_long_list_is_told_less_often(setup: Setup) -> None:
     before = asyncio.get_running_loop().time()
     setup.announcer.changed()
     assert setup.announcer._timers["change"].when() - before >= 50_000 * module.DELAY_PER_ROUTE_S
+
+
+async def test_a_list_that_is_too_long_is_cut_and_said_to_be(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A peer would end the link over it."""
+    monkeypatch.setattr(module, "ANNOUNCE_MAX_BYTES", 2000)
+    setup.routes = {f"host-{number}.example.com" for number in range(200)}
+    setup.announcer.tell_now()
+    (told,) = setup.peers[0].routes()
+    assert 0 < len(told) < 100
+    assert f"peers are told only {len(told)} of 200 routes" in caplog.text

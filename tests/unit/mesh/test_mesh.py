@@ -204,6 +204,15 @@ async def test_a_node_that_reaches_itself_lets_go() -> None:
     assert len(node.mesh.routes) == 0
 
 
+async def test_a_link_that_is_gone_before_it_is_taken_in_leaves_nothing() -> None:
+    """It may break in the moment between upgrade and greeting."""
+    one, other = MemoryNode(), MemoryNode()
+    cable = Cable(one, other)
+    cable.lose()
+    one.mesh.join(cable.peers[0])
+    assert not one.mesh.peers
+
+
 # -- What a peer may not do -----------------------------------------------------------------------------------------
 
 
