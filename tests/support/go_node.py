@@ -81,7 +81,14 @@ class GoNode:
         """Dial a node, as the original does: pings every 54 s, any size of message."""
         async with (
             connect(
-                url, ssl=context, compression=None, ping_interval=54, ping_timeout=None, max_size=None, proxy=None
+                url,
+                ssl=context,
+                compression=None,
+                ping_interval=54,
+                ping_timeout=None,
+                max_size=None,
+                proxy=None,
+                close_timeout=1,
             ) as link,
             self._running(link),
         ):
@@ -96,7 +103,15 @@ class GoNode:
                 await link.wait_closed()
 
         async with serve(
-            one, "127.0.0.1", 0, ssl=context, compression=None, ping_interval=54, ping_timeout=None, max_size=None
+            one,
+            "127.0.0.1",
+            0,
+            ssl=context,
+            compression=None,
+            ping_interval=54,
+            ping_timeout=None,
+            max_size=None,
+            close_timeout=1,
         ) as server:
             yield next(iter(server.sockets)).getsockname()[1]
 
@@ -105,12 +120,13 @@ class GoNode:
         self._link = link
         await self.announce()
         async with asyncio.TaskGroup() as self._tasks:
-            reader = self._tasks.create_task(self._read(link))
+            self._running_tasks = [self._tasks.create_task(self._read(link))]
             self.up.set()
             try:
                 yield
             finally:
-                reader.cancel()
+                for task in self._running_tasks:  # an answer may wait for credits that never come
+                    task.cancel()
 
     async def announce(self) -> None:
         """Send what this node serves."""
@@ -200,7 +216,7 @@ class GoNode:
             if (count := tunnel.took()) and self.knows_credits and not tunnel.request["hostname"].startswith("udp:"):
                 await self._grant(tunnel, count)
             if (answer := self.serves.get(tunnel.request["hostname"])) is not None and (data := answer(rest)):
-                self._tasks.create_task(self.send(tunnel, data))
+                self._running_tasks.append(self._tasks.create_task(self.send(tunnel, data)))
         elif code == CLOSE:
             tunnel.closed.set()
             self.tunnels.pop(tunnel_id, None)
