@@ -13,13 +13,14 @@ from pathlib import Path
 from backend_client.config import ClientFile, load_client_file
 from backend_client.config_keys import CLIENT_KEYS
 from cli.options import SECRET_VARIABLE
+from nexus.acme.store import read_account_secret
 from nexus.auth.keyring import Keyring
 from nexus.config.admission import key_sources_of
 from nexus.config.load import load_node_config
 from nexus.config.model import NodeConfig
 from nexus.config.unserved import unserved_features
 from nexus.document import Field, Kind, MappingNode, Record, ScalarNode, load, read
-from nexus.errors import ConfigError, Problem, TlsFileError
+from nexus.errors import AcmeError, ConfigError, Problem, TlsFileError
 from nexus.files import is_exposed
 from nexus.masking import MASK, shown
 from nexus.tls.certificates import CertificateFiles, read_certificate
@@ -70,25 +71,45 @@ def check_node(path: Path) -> CheckedNode:
         raise ConfigError(*(Problem(str(path), 0, "", sentence) for sentence in unserved))
     config = loaded.config
     keyring = Keyring(key_sources_of(config))
-    files = CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file))
-    key = "hubTlsCertFile"
-    try:
-        certificate = read_certificate(files)
-        for ca_key, ca_file in (("authorizerCAFile", config.authorizer_ca_file), ("peerCAFile", config.peer_ca_file)):
-            key = ca_key
-            hub_client_context(Path(ca_file) if ca_file else None)
-    except TlsFileError as error:
-        raise ConfigError(Problem(str(path), 0, key, str(error))) from None
-    oddities = (Problem(str(path), 0, "hubTlsCertFile", text) for text in certificate.warnings(time.time()))
+    oddities = _certificate_oddities(path, config)
     weak = (Problem(str(path), 0, "", text) for text in keyring.warnings if not _is_known(text, config))
     exposed = _exposed_secrets(path, config)
     return CheckedNode(config, loaded.effective, (*loaded.warnings, *oddities, *weak, *exposed))
 
 
+def _certificate_oddities(path: Path, config: NodeConfig) -> tuple[Problem, ...]:
+    """Return what is odd about the hub's certificate.
+
+    Raises:
+        ConfigError: a file of certificates, keys or roots cannot be used.
+    """
+    key = "hubTlsCertFile"
+    found: tuple[str, ...] = ()
+    roots = {
+        "authorizerCAFile": config.authorizer_ca_file,
+        "peerCAFile": config.peer_ca_file,
+        "acmeCAFile": config.acme_ca_file,
+    }
+    try:
+        if not config.hub_public_hostname:
+            files = CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file))
+            found = read_certificate(files).warnings(time.time())
+        for named, ca_file in roots.items():
+            key = named
+            hub_client_context(Path(ca_file) if ca_file else None)
+        key = "acmeEABKeyFile"
+        if config.acme_eab_key_file:
+            read_account_secret(Path(config.acme_eab_key_file))
+    except (TlsFileError, AcmeError) as error:
+        raise ConfigError(Problem(str(path), 0, key, str(error))) from None
+    return tuple(Problem(str(path), 0, "hubTlsCertFile", text) for text in found)
+
+
 def _exposed_secrets(path: Path, config: NodeConfig) -> Iterator[Problem]:
     """Yield the files of secrets that others may read or write, the configuration itself where it holds one."""
     sources = key_sources_of(config)
-    for file in filter(is_exposed, sources.secret_files):
+    account = (Path(config.acme_eab_key_file),) if config.acme_eab_key_file else ()
+    for file in filter(is_exposed, (*sources.secret_files, *account)):
         what = f"{file}: holds a secret and is open to other users"
         yield Problem(str(path), 0, "", what, f"run: chmod 600 {file}")
     if sources.secret and SECRET_VARIABLE not in os.environ and is_exposed(path):

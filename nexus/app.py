@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from nexus import __version__
+from nexus.acme.manager import AcmeCertificate
 from nexus.addresses import parse_network
 from nexus.admin.mesh_metrics import MeshStats
 from nexus.admin.metrics import NodeStats, node_registry
@@ -23,10 +24,12 @@ from nexus.assembly import (
     Sockets,
     authenticator,
     bind,
+    hub_certificate,
     hub_limits,
     mesh_settings,
     outbound_policy,
     peek_budget,
+    share_challenges,
     udp_settings,
 )
 from nexus.bandwidth.limiter import Limiter
@@ -40,7 +43,7 @@ from nexus.hub.status import StatusClient
 from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered, undelivered_bytes
 from nexus.link.quiet import wait_until_quiet
-from nexus.listeners.tcp import TcpListeners
+from nexus.listeners.tcp import TcpListeners, nothing_of_its_own
 from nexus.listeners.udp import UdpListeners
 from nexus.mesh.credentials import PeerCredentials
 from nexus.mesh.discovery import Discovery
@@ -49,8 +52,7 @@ from nexus.mesh.links import PeerServer
 from nexus.mesh.mesh import Mesh
 from nexus.mesh.peers_file import PeersFile
 from nexus.sockets import format_address
-from nexus.tls.certificates import CertificateFiles
-from nexus.tls.contexts import ReloadingCertificate, WebContext, hub_client_context
+from nexus.tls.contexts import CertificateSource, WebContext, hub_client_context
 from nexus.transport import LocalFirst
 from nexus.web import WebClient
 
@@ -91,9 +93,8 @@ class Node:
             ConfigError: a file of keys or the revocation list cannot be used.
         """
         self._config = config
-        self._certificate = ReloadingCertificate(
-            CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file))
-        )
+        self._certificate: CertificateSource = hub_certificate(config)
+        self._acme = self._certificate if isinstance(self._certificate, AcmeCertificate) else None
         ca_file = Path(config.authorizer_ca_file) if config.authorizer_ca_file else None
         self._web = WebClient(WebContext(lambda: self._certificate.certificate, ca_file))
         self._auth = authenticator(config, self._web)
@@ -102,7 +103,10 @@ class Node:
         self.mesh = Mesh(self.registry, self.registry.table.routes, self._bandwidth)
         self.registry.routes_changed = self.mesh.changed
         dialer = LocalFirst(self.registry, self.mesh)
-        self._listeners = TcpListeners(dialer, peek_budget(config))
+        own_answers = self._acme.challenges.answer if self._acme is not None else nothing_of_its_own
+        self._listeners = TcpListeners(dialer, peek_budget(config), own_answers)
+        if self._acme is not None:
+            share_challenges(self._acme, self.mesh)
         self._udp = UdpListeners(dialer, udp_settings(config))
         self._peers = peers
         self._credentials = PeerCredentials(config, lambda: self._certificate.certificate)
@@ -210,14 +214,14 @@ class Node:
             reasons.append("starting")
         if self._stop.is_set():
             reasons.append("stopping")
-        if self._certificate.expires_at <= time.time():
-            reasons.append("the hub's certificate has expired")
+        reasons.extend(self._certificate.unready())
         reasons.extend(self._auth.unready())
         return Readiness(not reasons, tuple(reasons))
 
     def stats(self) -> NodeStats:
         """Return the figures of now: gauges are read from the things themselves."""
         totals = self.registry.totals
+        certificate = self._certificate.certificate
         cap = self._bandwidth.scheduler if self._bandwidth is not None else None
         sessions = [backend.session for backend in self.registry.sessions]
         return NodeStats(
@@ -231,7 +235,7 @@ class Node:
             paused_streams=sum(stream.is_waiting for session in sessions for stream in session.streams.values()),
             buffered_bytes=sum(session.buffered_bytes() for session in sessions) + undelivered_bytes(),
             routes=len(self.registry.table),
-            hub_certificate_expiry_seconds=self._certificate.expires_at,
+            hub_certificate_expiry_seconds=certificate.expires_at if certificate is not None else None,
             bandwidth_limit_bytes_per_second=cap.bytes_per_second if cap else None,
             bandwidth_waiting_bytes=cap.waiting_bytes() if cap else None,
             bandwidth_waiting_backends=cap.waiting_shares if cap else None,

@@ -6,8 +6,14 @@ import contextlib
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from nexus.acme.challenges import ChallengePorts, Challenges
+from nexus.acme.explain import HTTP_01, TLS_ALPN_01
+from nexus.acme.manager import AcmeCertificate
+from nexus.acme.settings import DIRECTORIES, AcmeSettings, ExternalAccount
+from nexus.acme.store import Store
 from nexus.addresses import parse_network
 from nexus.auth.authenticator import Authenticator
 from nexus.auth.key_url import KeyUrl
@@ -16,14 +22,17 @@ from nexus.auth.remote import RemoteVerifier
 from nexus.config.admission import key_sources_of
 from nexus.config.model import NodeConfig
 from nexus.document.addresses import parse_host_port
+from nexus.hostnames import normalize
 from nexus.hub.server import HubLimits
 from nexus.hub.targets import OutboundPolicy
 from nexus.limits import UNBOUNDED
 from nexus.listeners.tcp import PeekBudget
 from nexus.listeners.udp import UdpSettings
-from nexus.mesh.mesh import MeshSettings
+from nexus.mesh.mesh import Mesh, MeshSettings
 from nexus.mesh.routes import PortPolicy
 from nexus.sockets import listen, listen_udp
+from nexus.tls.certificates import CertificateFiles
+from nexus.tls.contexts import ReloadingCertificate
 from nexus.web import WebClient
 
 # Ports whose protocols let the server speak first: FTP, SSH, Telnet, SMTP, POP3, NNTP, IMAP, submission, MySQL, Sieve,
@@ -108,6 +117,49 @@ def authenticator(config: NodeConfig, web: WebClient) -> Authenticator:
         key_url=KeyUrl(key_url, web) if key_url else None,
         require_expiry=config.require_token_expiry,
     )
+
+
+def acme_settings(config: NodeConfig) -> AcmeSettings:
+    """Return what is asked of the certificate authority; ``relayPorts`` decide where it may look."""
+    ports = {HTTP_01: config.acme_http_port, TLS_ALPN_01: config.acme_tls_port}
+    wanted = config.acme_challenges or tuple(name for name, port in ports.items() if port in config.relay_ports)
+    account = ExternalAccount(config.acme_eab_key_id, Path(config.acme_eab_key_file))
+    return AcmeSettings(
+        hostname=normalize(config.hub_public_hostname),
+        directory_url=DIRECTORIES.get(config.acme_directory_url, config.acme_directory_url),
+        challenges=wanted or tuple(ports),
+        http_port=config.acme_http_port,
+        tls_port=config.acme_tls_port,
+        email=config.acme_email,
+        ca_file=Path(config.acme_ca_file) if config.acme_ca_file else None,
+        key_type=config.acme_key_type,
+        profile=config.acme_profile,
+        external_account=account if config.acme_eab_key_id else None,
+    )
+
+
+def hub_certificate(config: NodeConfig) -> ReloadingCertificate | AcmeCertificate:
+    """Return where the hub's certificate comes from.
+
+    Raises:
+        TlsFileError: a file of the operator's cannot be used.
+        ConfigError: ``acmeCacheDir`` cannot be written to.
+    """
+    if not config.hub_public_hostname:
+        return ReloadingCertificate(CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file)))
+    settings = acme_settings(config)
+    ports = ChallengePorts(settings.http_port, settings.tls_port)
+    store = Store(Path(config.acme_cache_dir), settings.hostname)
+    return AcmeCertificate(settings, store, Challenges(settings.hostname, ports))
+
+
+def share_challenges(acme: AcmeCertificate, mesh: Mesh) -> None:
+    """Let nodes of one name answer the certificate authority for each other."""
+    challenges = acme.challenges
+    mesh.challenges = lambda: challenges.known
+    challenges.changed = mesh.challenges_changed
+    challenges.shared = lambda: mesh.challenges_for(challenges.hostname)
+    acme.has_peers = lambda: bool(mesh.peers)
 
 
 def udp_settings(config: NodeConfig) -> UdpSettings:

@@ -8,6 +8,7 @@
     ├── AuthError             a token, or a claim in it, is refused
     │   └── TokenUnverified       nobody can tell now whether a token is good; it is no fault of the token
     ├── WebError              a web server could not be asked, or its answer was too long
+    ├── AcmeError             a certificate authority issued no certificate
     ├── TokenProviderError    the backend client could not obtain a token
     ├── RejectedError         the hub refused this backend
     ├── OutboundError         a hub opened no outbound connection
@@ -99,6 +100,19 @@ class WebError(NexusError):
         """Take what is wrong, without secrets of the URL or the request."""
         super().__init__(what)
         self.answered = answered
+
+
+class AcmeError(NexusError):
+    """A certificate authority issued no certificate; ``str(error)`` is one line that names the mend.
+
+    ``reached`` tells whether the CA answered, and so counts the attempt; ``retry_after_s`` how long it asked to wait.
+    """
+
+    def __init__(self, what: str, *, reached: bool = True, retry_after_s: float | None = None) -> None:
+        """Take the words."""
+        super().__init__(what)
+        self.reached = reached
+        self.retry_after_s = retry_after_s
 
 
 class TokenProviderError(NexusError):

@@ -12,15 +12,15 @@ The threads are daemons: a node that stops does not wait for a name server.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import socket
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
 from aiohappyeyeballs import AddrInfoType
+
+from nexus.threads import start_thread
 
 LOOKUPS_MAX: Final = 32
 """As many threads as asyncio has at most (``concurrent.futures.ThreadPoolExecutor``)."""
@@ -136,24 +136,15 @@ class Resolver:
     # -- Threads ----------------------------------------------------------------------------------------------------
 
     def _start(self, owner: Hashable, host: str, port: int) -> asyncio.Future[Found | Exception]:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Found | Exception] = loop.create_future()
+        answer: asyncio.Future[Found | Exception] = asyncio.get_running_loop().create_future()
 
         def ended(result: Found | Exception) -> None:
             self._release(owner)
             if not answer.done():
                 answer.set_result(result)
 
-        def work() -> None:
-            try:
-                result: Found | Exception = self._lookup(host, port)
-            except Exception as error:  # noqa: BLE001 — raised where the answer is waited for
-                result = error
-            with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody counts any more
-                loop.call_soon_threadsafe(ended, result)
-
         try:
-            threading.Thread(target=work, name="nexus-lookup", daemon=True).start()
+            start_thread("nexus-lookup", lambda: self._lookup(host, port), ended)
         except RuntimeError as error:  # the system gives no more threads
             ended(OSError(errno.EAGAIN, str(error)))
         return answer

@@ -94,6 +94,16 @@ class NodeConfig:
     authorizer_ca_file: str
     peer_ca_file: str
     revocation_file: str
+    acme_directory_url: str
+    acme_email: str
+    acme_ca_file: str
+    acme_eab_key_id: str
+    acme_eab_key_file: str
+    acme_key_type: str
+    acme_profile: str
+    acme_challenges: tuple[str, ...]
+    acme_http_port: int
+    acme_tls_port: int
     max_refusals_per_source: int
 
     def __repr__(self) -> str:

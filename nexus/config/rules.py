@@ -17,6 +17,7 @@ from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
 from nexus.addresses import parse_network
+from nexus.config import certificate_rules
 from nexus.config.keys import UNBOUNDED
 from nexus.document import Record
 from nexus.document.addresses import ServiceResolver, check_host_port, is_ip, is_loopback, parse_host_port
@@ -26,7 +27,6 @@ from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 
 UNIX_PREFIX = "unix:"
 SECRET_MIN_BYTES = 32  # RFC 7518 3.2: a key of HS256 is at least as long as its hash
-ACME_HTTP_PORT = 80  # RFC 8555 8.3
 _DATAGRAM_BYTES = "udpMaxDatagramBytes"
 
 Rule: TypeAlias = Callable[[Record], Iterator[Problem]]
@@ -92,20 +92,6 @@ def _key_url(record: Record) -> Iterator[Problem]:
         if url is None or not host or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(host))):
             what = "must be an https URL with a host; http only on loopback"
             yield record.problem("backendsJWKSURL", what, "write https://host/path")
-
-
-def _hub_certificate(record: Record) -> Iterator[Problem]:
-    manual = record.given & {"hubTlsCertFile", "hubTlsKeyFile"}
-    if "hubPublicHostname" in record.given:
-        if manual:
-            what = "is set together with hubTlsCertFile or hubTlsKeyFile"
-            yield record.problem("hubPublicHostname", what, "keep either the files or the name for ACME")
-    elif not manual:
-        what = "the hub needs a certificate"
-        yield record.problem("hubTlsCertFile", what, "set hubTlsCertFile and hubTlsKeyFile, or hubPublicHostname")
-    elif len(manual) == 1:
-        missing = "hubTlsKeyFile" if "hubTlsCertFile" in manual else "hubTlsCertFile"
-        yield record.problem(missing, f"is required, because {next(iter(manual))} is set", "set both")
 
 
 def _peers(record: Record) -> Iterator[Problem]:
@@ -266,12 +252,6 @@ def _check_peer(record: Record, index: int, text: str) -> Iterator[Problem]:
             yield record.problem(key, "has no path, and nodes refuse '/'", "write wss://host:8444/mesh")
 
 
-def _acme_port(record: Record) -> Iterator[Problem]:
-    if record.text("hubPublicHostname") and ACME_HTTP_PORT not in record.integers("relayPorts"):
-        what = f"needs port {ACME_HTTP_PORT}, where the certificate authority asks, and relayPorts does not have it"
-        yield record.problem("hubPublicHostname", what, f"add {ACME_HTTP_PORT} to relayPorts")
-
-
 def _verifier_alone(record: Record) -> Iterator[Problem]:
     verifier, falls_back = record.text("remoteVerifierURL"), record.flag("remoteVerifierFallback")
     if falls_back and not verifier:
@@ -305,7 +285,7 @@ def weak_secret(secret: str) -> str:
     return f"is shorter than {SECRET_MIN_BYTES} bytes and can be guessed from one token" if short else ""
 
 
-_TLS_KEYS = frozenset({"hubTlsCertFile", "hubTlsKeyFile", "hubPublicHostname"})
+_PROOF_KEYS = frozenset({"hubPublicHostname", "relayPorts", "acmeChallenges", "acmeHTTPPort", "acmeTLSPort"})
 _LOCAL_TRUST_KEYS = frozenset({"backendsJWTSecret", "backendsJWTSecretFile", "backendsJWKSFile", "backendsJWKSURL"})
 _TRUST_KEYS = _LOCAL_TRUST_KEYS | {"remoteVerifierURL"}
 _VERIFIER_KEYS = _TRUST_KEYS | {"remoteVerifierFallback", "additionalJWTSecretFiles"}
@@ -316,7 +296,11 @@ ERRORS: tuple[tuple[frozenset[str], Rule], ...] = (
     (_TRUST_KEYS, _token_key),
     (_VERIFIER_KEYS, _verifier),
     (frozenset({"backendsJWKSURL"}), _key_url),
-    (_TLS_KEYS, _hub_certificate),
+    (certificate_rules.SOURCES, certificate_rules.one_source),
+    (frozenset({"hubPublicHostname"}), certificate_rules.public_name),
+    (frozenset({"acmeDirectoryURL"}), certificate_rules.directory),
+    (frozenset({"acmeEABKeyID", "acmeEABKeyFile", "acmeEmail"}), certificate_rules.account),
+    (_PROOF_KEYS, certificate_rules.challenges),
     (frozenset({"peers", "peerListenAddress", "peerAuthentication"}), _peers),
     (frozenset({"peers"}), _peer_names),
     (frozenset({"registrationURL", "backendListenAddress"}), _registration),
@@ -339,7 +323,8 @@ WARNINGS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"peerAuthentication", "peerListenAddress"}), _mesh_without_trust),
     (frozenset({"peerAuthentication"}), _blank_suffixes),
     (frozenset({"peers"}), _peer_urls),
-    (frozenset({"hubPublicHostname", "relayPorts"}), _acme_port),
+    (_PROOF_KEYS, certificate_rules.challenge_ports),
+    (certificate_rules.ACME_KEYS | {"hubPublicHostname"}, certificate_rules.without_name),
     (_VERIFIER_KEYS, _verifier_alone),
     (frozenset({"remoteVerifierURL"}), _verifier_in_clear),
 )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from nexus.config.model import NodeConfig
 
 UNSERVED: Mapping[str, Callable[[NodeConfig], bool]] = {
-    "hubPublicHostname": lambda config: bool(config.hub_public_hostname),
     "registrationURL": lambda config: bool(config.registration_url),
     "stunPort": lambda config: config.stun_port > 0,
 }

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -19,6 +21,7 @@ from nexus.link.endpoint import finish, receive_view, reset
 from nexus.link.splice import splice
 from nexus.link.stream import Stream
 from nexus.listeners.answers import answer
+from nexus.listeners.handshake import LocalHandshake
 from nexus.peek import Peeked, PeekStatus, peek
 from nexus.places import Bursts, Places
 from nexus.routing.decide import Reject, RejectReason
@@ -60,12 +63,22 @@ class ListenerStats:
     rejected: Counter[str] = field(default_factory=Counter)
 
 
+OwnAnswers = Callable[[int, Peeked], bytes | ssl.SSLContext | None]
+"""Takes the local port, and what a client said; returns what the node itself answers: bytes, or a handshake."""
+
+
+def nothing_of_its_own(port: int, peeked: Peeked) -> None:
+    """Leave everything to backends."""
+    del port, peeked
+
+
 class TcpListeners:
     """All public TCP ports of a node: they share the budget and the counters."""
 
-    def __init__(self, dialer: Dialer, budget: PeekBudget) -> None:
-        """Open streams through ``dialer``."""
+    def __init__(self, dialer: Dialer, budget: PeekBudget, own_answers: OwnAnswers = nothing_of_its_own) -> None:
+        """Open streams through ``dialer``, for all that ``own_answers`` leaves to it."""
         self.dialer = dialer
+        self.own_answers = own_answers
         self.budget = budget
         self.stats = ListenerStats()
         self.peeks: Places[ClientPeek] = Places(budget.concurrent, budget.concurrent_per_source, BURSTS)
@@ -147,7 +160,11 @@ class ClientPeek(asyncio.BufferedProtocol):
         if seen is PeekStatus.NEED_MORE:
             self._wait(asyncio.get_running_loop().time(), self._listeners.budget.idle_extension_s)
         elif isinstance(seen, Peeked):
-            self._open(seen.host, RejectReason.NO_NAME, spoke=seen.kind, is_tls=seen.kind == "tls")
+            own = self._listeners.own_answers(self._port, seen)
+            if own is None:
+                self._open(seen.host, RejectReason.NO_NAME, spoke=seen.kind, is_tls=seen.kind == "tls")
+            else:
+                self._answer(own)
         else:
             spoke = "tls" if self._prelude[0] == _TLS_HANDSHAKE else "http" if seen is PeekStatus.TOO_LARGE else ""
             self._open(None, _UNDECIDED[seen], spoke=spoke)
@@ -189,6 +206,18 @@ class ClientPeek(asyncio.BufferedProtocol):
             self._transport.write(answer(opened.reason, is_tls=spoke == "tls", is_http=spoke == "http"))
         self._say_goodbye()
 
+    def _answer(self, own: bytes | ssl.SSLContext) -> None:
+        """Serve a client that wants the node itself."""
+        self._leave()
+        if isinstance(own, bytes):
+            self._transport.write(own)
+            self._say_goodbye()
+        elif self._hold_refused():
+            LocalHandshake(own, self._transport, self._release).data_received(bytes(self._prelude))
+        else:
+            finish(self._transport, eof_received=False, on_closed=self._release)
+            reset(self._transport)
+
     def _without_name(self, nameless: RejectReason, *, eof: bool = False) -> None:
         """Give a client of which nothing more is to be read to the port's claim, or give it up."""
         if self._timer is not None and self._listeners.dialer.claims_port(self._port):
@@ -202,14 +231,19 @@ class ClientPeek(asyncio.BufferedProtocol):
             socket.eof_received()
 
     def _say_goodbye(self) -> None:
-        """Give a refused client time to read its answer, unless too many have it already."""
+        """Give a client that was answered time to read that, unless too many have it already."""
+        has_place = self._hold_refused()
+        finish(self._transport, eof_received=False, on_closed=self._release)
+        if not has_place:
+            reset(self._transport)
+
+    def _hold_refused(self) -> bool:
+        """Take a place among the clients that only have to close, another one's if need be; tell whether there is."""
         refused = self._listeners.refused
         admitted, evicted = refused.admit(self, self._sources, asyncio.get_running_loop().time())
-        finish(self._transport, eof_received=False, on_closed=self._release)
         if evicted is not None:
             reset(evicted._transport)  # noqa: SLF001 — one of this class
-        if not admitted:
-            reset(self._transport)
+        return admitted
 
     def _release(self) -> None:
         self._listeners.refused.leave(self)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 from nexus.protocol.constants import ANNOUNCE_MAX_BYTES, MESH_FEATURES
@@ -39,12 +39,17 @@ class Announcer:
     """Tells peers; lives on the event loop's timers, ``close`` ends them."""
 
     def __init__(
-        self, node_id: bytes, routes: Callable[[], Iterable[str]], listeners: Callable[[], Iterable[Listener]]
+        self,
+        node_id: bytes,
+        routes: Callable[[], Iterable[str]],
+        listeners: Callable[[], Iterable[Listener]],
+        challenges: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        """Ask ``routes`` and ``listeners`` whenever it is time."""
+        """Ask ``routes``, ``listeners`` and ``challenges`` whenever it is time."""
         self._node_id = node_id
         self._routes = routes
         self._listeners = listeners
+        self._challenges = challenges
         self._version = 0
         self._told: frozenset[str] | None = None
         self._late: set[Listener] = set()
@@ -126,7 +131,8 @@ class Announcer:
         return text
 
     def _announcement(self, names: list[str]) -> str:
-        return serialize_announce(Announce(self._version, tuple(names), self._node_id, MESH_FEATURES))
+        announce = Announce(self._version, tuple(names), self._node_id, MESH_FEATURES, self._challenges())
+        return serialize_announce(announce)
 
     def _later(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
         self._timers[name] = asyncio.get_running_loop().call_later(delay_s, call)

@@ -21,7 +21,7 @@ _log = logging.getLogger("nexus.mesh")
 class PeerCredentials:
     """``nexus.mesh.links.Credentials`` of a node: new handshakes use the certificate that is in service then."""
 
-    def __init__(self, config: NodeConfig, certificate: Callable[[], Certificate]) -> None:
+    def __init__(self, config: NodeConfig, certificate: Callable[[], Certificate | None]) -> None:
         """Read ``peerCAFile``.
 
         Raises:
@@ -47,7 +47,13 @@ class PeerCredentials:
         return self._accepting
 
     def client_context(self) -> ssl.SSLContext:
-        """Return the context that dials nodes."""
+        """Return the context that dials nodes.
+
+        Raises:
+            TlsFileError: there is no certificate to show yet.
+        """
+        if self._certificate() is None:
+            raise TlsFileError("this node has no certificate yet")
         return self._dialling()
 
     def identity(self, transport: asyncio.BaseTransport) -> PeerIdentity:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +25,7 @@ from nexus.mesh.destination import Destination
 from nexus.mesh.origin import Origin
 from nexus.mesh.peer import Peer
 from nexus.mesh.routes import NO_PORTS, PeerRoutes, PortPolicy, usable
+from nexus.mesh.trust import is_named
 from nexus.protocol.constants import CLOSE_NORMAL, CLOSE_POLICY, NIL_STREAM_ID
 from nexus.protocol.messages import new_stream_id
 from nexus.protocol.reasons import Reason, is_clean
@@ -83,13 +84,16 @@ class Mesh:
         self.origin = Origin(self.routes, bandwidth)
         self.destination = Destination(local)
         self.closed = False
+        self.challenges: Callable[[], Mapping[str, str]] = dict  # those this node waits for
         self._local_routes = routes
         self._bandwidth = bandwidth
         self._flow_idle_s = local.flow_idle_s
         self._settings = MeshSettings()
         self._retired_at: dict[Peer, float] = {}
         self._idle_sweep_at = 0.0
-        self._announcer = Announcer(self.node_id, self._announced_routes, lambda: tuple(self.peers))
+        self._announcer = Announcer(
+            self.node_id, self._announced_routes, lambda: tuple(self.peers), self._awaited_challenges
+        )
 
     @property
     def settings(self) -> MeshSettings:
@@ -150,6 +154,19 @@ class Mesh:
     def changed(self) -> None:
         """Note that this node's own routes may have changed."""
         self._announcer.changed()
+
+    def challenges_changed(self) -> None:
+        """Tell peers at once which challenges this node waits for: the CA may ask them."""
+        self._announcer.tell_now()
+
+    def challenges_for(self, hostname: str) -> Mapping[str, str]:
+        """Return the challenges of peers that are this host, too, by their certificates."""
+        return {
+            token: answer
+            for peer in self.peers
+            if peer.challenges and is_named(peer.names, hostname)
+            for token, answer in peer.challenges.items()
+        }
 
     def streams(self) -> Iterator[Stream]:
         """Iterate over a snapshot of all tunnels that this node is the origin of."""
@@ -221,6 +238,9 @@ class Mesh:
 
     def _announced_routes(self) -> Iterable[str]:
         return () if self.closed else self._local_routes()
+
+    def _awaited_challenges(self) -> Mapping[str, str]:
+        return self.challenges()
 
     def _twins(self, peer: Peer) -> list[Peer]:
         """Return the other links to the same process of the same fleet member."""

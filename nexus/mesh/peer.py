@@ -10,6 +10,7 @@ Source: spec node-and-mesh 7.4, 8, 9; weak points W2, W8, W19.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from nexus.errors import RemoteProtocolError
@@ -65,6 +66,7 @@ class Peer:
         self.names: tuple[str, ...] = ()  # of its certificate
         self.node_id = NIL_STREAM_ID
         self.announced_keys: frozenset[str] = frozenset()
+        self.challenges: Mapping[str, str] = {}
         self.retired = False  # another link to the same node is in use
         self.is_self = False
         self.grants = False  # it is known to answer a request with credits
@@ -196,6 +198,7 @@ class Peer:
             self.session.wire = TUNNEL_WIRE if self.is_ours else ORIGINAL_TUNNEL_WIRE
             self._keep_alive()
         self.node_id = announce.node_id
+        self.challenges = announce.challenges
         self._owner.announced(self, announce)
 
     def _keep_alive(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from nexus.hostnames import normalize, normalize_wildcard
+from nexus.hostnames import normalize, normalize_wildcard, wildcard_suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,13 @@ def covers_labels(suffix: str, name: str) -> bool:
     if not base or not full:
         return False
     return full.endswith(f".{base}") or (full == base and not below_only)
+
+
+def is_named(names: Iterable[str], hostname: str) -> bool:
+    """Tell whether the names of a certificate are those of a host (normalised), a wildcard for one label."""
+    suffix = wildcard_suffix(hostname)
+    wanted = {hostname, f"*{suffix}"} if suffix else {hostname}
+    return not wanted.isdisjoint(normalize_wildcard(name) for name in names)
 
 
 def _ends_with(suffix: str, name: str) -> bool:

@@ -28,6 +28,7 @@ TUNNEL_CREDITS_BYTES: Final = 8  # original: an unsigned 64-bit big-endian count
 # Ours: twice what an original sends. It bounds nothing itself, and a reader should be no stricter than it must be.
 TUNNEL_MESSAGE_MAX_BYTES: Final = 65_535
 ANNOUNCE_MAX_BYTES: Final = 8 * 1024 * 1024  # ours: 100,000 names of 80 characters; the original has no bound
+CHALLENGES_MAX: Final = 8  # ours: of one announcement; a node waits for one, or two while it changes over
 
 # -- Credits (unit: one data message) ---------------------------------------------------------------------------------
 CREDITS_INITIAL: Final = 64  # original: first grant in either direction

@@ -11,13 +11,16 @@ Source: spec node-and-mesh 8, 9; docs/protocol.md, "Between nodes".
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
 from nexus.errors import RemoteProtocolError
 from nexus.protocol.constants import (
+    CHALLENGES_MAX,
     CREDITS_INITIAL,
     CREDITS_MAX,
     DATA_HEADER_BYTES,
@@ -43,13 +46,15 @@ class Announce:
     """Every route that the sender's own backends serve; replaces what an earlier version said.
 
     ``version`` rises by each announcement of the sender. ``node_id`` (ours) names the process that sends it, nil where
-    the sender is an original; ``features`` are those it knows.
+    the sender is an original; ``features`` are those it knows. ``challenges`` (ours) are those of a certificate
+    authority that the sender waits for, token and key authorization: nodes of its name answer them, too.
     """
 
     version: int
     routes: tuple[str, ...]
     node_id: bytes = NIL_STREAM_ID
     features: tuple[str, ...] = ()
+    challenges: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,8 @@ class TunnelRequest:
 
 # -- Text -------------------------------------------------------------------------------------------------------------
 
+# RFC 8555 8.1, 8.3: a token of at least 128 bits in base64url, and the thumbprint of a key, a SHA-256 (RFC 7638).
+_KEY_AUTHORIZATION: Final = re.compile(r"([A-Za-z0-9_-]{22,256})\.[A-Za-z0-9_-]{43}")
 _KEYS: Final[Mapping[str, type]] = MappingProxyType(
     {
         "type": str,
@@ -93,6 +100,8 @@ def parse_text(text: str) -> Announce | TunnelRequest | None:
             fields[name] = parse_texts(value)
         elif name == "hostnames":
             fields[name] = _texts(value)
+        elif name == "challenges":
+            fields[name] = _challenges(value)
         elif (kind := _KEYS.get(name)) is not None:
             fields[name] = checked(name, value, kind)
     build = _TYPES.get(str(fields.get("type")))
@@ -106,12 +115,21 @@ def _texts(value: object) -> tuple[str, ...]:
     return texts
 
 
+def _challenges(value: object) -> Mapping[str, str]:
+    """Return what can be a challenge, no more than a node ever waits for."""
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("challenges is not an object")
+    found = (answer for answer in value.values() if isinstance(answer, str) and _KEY_AUTHORIZATION.fullmatch(answer))
+    return MappingProxyType({answer.partition(".")[0]: answer for answer in islice(found, CHALLENGES_MAX)})
+
+
 def _announce(fields: Mapping[str, object]) -> Announce:
     return Announce(
         fields.get("version", 0),  # type: ignore[arg-type]  # checked by _KEYS, as the others
         fields.get("hostnames", ()),  # type: ignore[arg-type]
         fields.get("node_id", NIL_STREAM_ID),  # type: ignore[arg-type]
         fields.get("features", ()),  # type: ignore[arg-type]
+        fields.get("challenges", {}),  # type: ignore[arg-type]
     )
 
 
@@ -141,6 +159,8 @@ def serialize_announce(announce: Announce) -> str:
         document["node_id"] = id_text(announce.node_id)
     if announce.features:
         document["features"] = list(announce.features)
+    if announce.challenges:
+        document["challenges"] = dict(announce.challenges)
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -65,12 +65,14 @@ class Certificate:
         """What an operator should mend soon, at ``now`` (unix seconds); the pair is usable all the same."""
         found = []
         if now >= self.expires_at:
-            found.append(f"{self.files.cert_file}: expired on {_date(self.expires_at)}; renew it, clients refuse it")
+            found.append(
+                f"{self.files.cert_file}: expired on {date_text(self.expires_at)}; renew it, clients refuse it"
+            )
         elif self.expires_at - now <= EXPIRY_NOTICE_S:
-            found.append(f"{self.files.cert_file}: expires on {_date(self.expires_at)}; renew it")
+            found.append(f"{self.files.cert_file}: expires on {date_text(self.expires_at)}; renew it")
         if now < self.not_before:
             found.append(
-                f"{self.files.cert_file}: not valid before {_date(self.not_before)}; check this machine's clock"
+                f"{self.files.cert_file}: not valid before {date_text(self.not_before)}; check this machine's clock"
             )
         if not self.names:
             found.append(
@@ -126,8 +128,7 @@ def load_into(context: ssl.SSLContext, certificate: Certificate) -> None:
     Raises TlsFileError when OpenSSL refuses the pair or no descriptor is left to hand it over.
     """
     try:
-        with _as_file(certificate.pem) as path:
-            context.load_cert_chain(path)
+        load_pem_into(context, certificate.pem)
     except ssl.SSLError as error:
         reason = (error.reason or str(error)).lower().replace("_", " ")
         raise TlsFileError(
@@ -136,6 +137,12 @@ def load_into(context: ssl.SSLContext, certificate: Certificate) -> None:
         ) from None
     except OSError as error:
         raise TlsFileError(f"{certificate.files.cert_file}: cannot be loaded: {error.strerror}") from error
+
+
+def load_pem_into(context: ssl.SSLContext, pem: bytes) -> None:
+    """Give ``context`` a private key and its chain. Raises ssl.SSLError or OSError."""
+    with _as_file(pem) as path:
+        context.load_cert_chain(path)
 
 
 @contextlib.contextmanager
@@ -226,5 +233,6 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
     return (*names.get_values_for_type(x509.DNSName), *map(str, addresses))
 
 
-def _date(unix_s: float) -> str:
+def date_text(unix_s: float) -> str:
+    """Return a time in unix seconds as people write it."""
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

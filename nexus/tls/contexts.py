@@ -11,12 +11,13 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from nexus.errors import TlsFileError
 from nexus.files import FileSignature, file_signature
-from nexus.tls.certificates import Certificate, CertificateFiles, load_into, read_certificate
+from nexus.tls.certificates import Certificate, CertificateFiles, load_into, load_pem_into, read_certificate
 
 ALPN = ("http/1.1",)
 """The only application protocol: RFC 6455 upgrades HTTP/1.1 (spec backend-protocol 1, ALPN hazard)."""
@@ -27,6 +28,15 @@ WATCH_INTERVAL_S = 60.0
 _logger = logging.getLogger("nexus.tls")
 
 _Signature = tuple[FileSignature, ...]
+
+
+def context_from_pem(pem: bytes, alpn: Sequence[str]) -> ssl.SSLContext:
+    """Return the context of a server with this key and chain that speaks ``alpn`` alone. Raises ssl.SSLError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(alpn)
+    load_pem_into(context, pem)
+    return context
 
 
 def hub_server_context(certificate: Certificate | None = None) -> ssl.SSLContext:
@@ -66,6 +76,27 @@ def hub_client_context(ca_file: Path | None = None) -> ssl.SSLContext:
     return context
 
 
+class CertificateSource(Protocol):
+    """Where the hub's certificate comes from: files of the operator's, or a certificate authority."""
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The certificate in service, None while there is none."""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The hub's context; another object after a renewal. Without a certificate its handshakes fail."""
+
+    def unready(self) -> tuple[str, ...]:
+        """Return why the hub cannot serve; nothing where it can."""
+
+    def look(self) -> None:
+        """Look for a new certificate at once."""
+
+    async def watch(self, interval_s: float) -> None:
+        """Follow the certificate until cancelled; what may change is looked at every ``interval_s`` seconds."""
+
+
 class ReloadingCertificate:
     """A hub context whose certificate follows its files.
 
@@ -78,13 +109,13 @@ class ReloadingCertificate:
 
     def __init__(self, files: CertificateFiles, *, clock: Callable[[], float] = time.time) -> None:
         """Load ``files``; ``clock`` tells unix seconds and is only used for warnings."""
-        self._files = files
+        self.files = files
         self._clock = clock
         self._signature = _signature(files)  # before the read: a change during it shows at the next look
         self._certificate = read_certificate(files)
         self._failure = ""
         self._warned: tuple[str, ...] = ()
-        self.context = hub_server_context(self._certificate)
+        self._context = hub_server_context(self._certificate)
 
     @property
     def certificate(self) -> Certificate:
@@ -92,9 +123,13 @@ class ReloadingCertificate:
         return self._certificate
 
     @property
-    def expires_at(self) -> float:
-        """When the certificate in service expires, in unix seconds."""
-        return self._certificate.expires_at
+    def context(self) -> ssl.SSLContext:
+        """The hub's context, with the certificate in service."""
+        return self._context
+
+    def unready(self) -> tuple[str, ...]:
+        """Return why the hub cannot serve: its certificate has expired."""
+        return ("the hub's certificate has expired",) if self._certificate.expires_at <= self._clock() else ()
 
     def reload_if_changed(self) -> bool:
         """Take over a changed pair; return whether a new one is in service now.
@@ -102,12 +137,12 @@ class ReloadingCertificate:
         A pair that cannot be used, such as one that is half written, leaves the old one in service, is tried again at
         the next call, and raises TlsFileError the first time only: the same failure again just returns False.
         """
-        signature = _signature(self._files)
+        signature = _signature(self.files)
         if signature == self._signature:
             self._failure = ""
             return False
         try:
-            self._take_over(read_certificate(self._files))
+            self._take_over(read_certificate(self.files))
         except TlsFileError as error:
             if str(error) == self._failure:
                 return False
@@ -130,7 +165,7 @@ class ReloadingCertificate:
         """Look at the files once, as ``watch`` does."""
         try:
             if self.reload_if_changed():
-                _logger.info("%s: renewed, %s", self._files.cert_file, self._certificate.subject)
+                _logger.info("%s: renewed, %s", self.files.cert_file, self._certificate.subject)
         except TlsFileError as error:
             _logger.error("%s (the old certificate stays in service)", error)  # noqa: TRY400 — it names file and mend
         warnings = self._certificate.warnings(self._clock())
@@ -142,7 +177,7 @@ class ReloadingCertificate:
     def _take_over(self, certificate: Certificate) -> None:
         # A new context, not a new pair in the old one: OpenSSL keeps one pair per kind of key and has no call to drop
         # one, so next to a new RSA pair an old ECDSA pair would go on being served until it expires.
-        self.context = hub_server_context(certificate)
+        self._context = hub_server_context(certificate)
         self._certificate = certificate
 
 

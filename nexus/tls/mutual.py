@@ -45,13 +45,13 @@ class MutualContext(ssl.SSLContext):
     Its own pair is ``certificate``; it trusts ``ca_file`` alone (PEM), else the system's roots.
     """
 
-    def __new__(cls, certificate: Certificate, ca_file: Path | None = None) -> MutualContext:
+    def __new__(cls, certificate: Certificate | None, ca_file: Path | None = None) -> MutualContext:
         """Make the base, which only carries the type that event loops ask for."""
         del certificate, ca_file
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
-    def __init__(self, certificate: Certificate, ca_file: Path | None = None) -> None:
-        """Load the pair and the roots.
+    def __init__(self, certificate: Certificate | None, ca_file: Path | None = None) -> None:
+        """Load the pair and the roots; without a pair every handshake fails.
 
         Raises:
             TlsFileError: OpenSSL refuses the pair, or ``ca_file`` cannot be used.
@@ -62,7 +62,8 @@ class MutualContext(ssl.SSLContext):
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _judge)
         _trust(context, ca_file)
-        _load(context, certificate)
+        if certificate is not None:
+            _load(context, certificate)
         self._context = context
 
     def wrap_bio(  # type: ignore[override]  # the loops use what ``_TlsObject`` has

@@ -55,6 +55,7 @@ PINNED: dict[str, object] = {
     "MESH_PATH": "/mesh",
     "TUNNEL_MESSAGE_MAX_BYTES": 65_535,
     "ANNOUNCE_MAX_BYTES": 8_388_608,
+    "CHALLENGES_MAX": 8,
     "KIND_TUNNEL_DATA": 0x11,
     "KIND_TUNNEL_CLOSE": 0x12,
     "KIND_TUNNEL_PAUSE": 0x13,
