@@ -59,6 +59,15 @@ def effective_node(path: Path) -> Mapping[str, object]:
     return load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname).effective
 
 
+def node_config(path: Path) -> NodeConfig:
+    """Return a node's configuration, with defaults resolved, whether or not the files that it names can be used.
+
+    Raises:
+        ConfigError: mistakes in the file or the environment.
+    """
+    return load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname).config
+
+
 def check_node(path: Path) -> CheckedNode:
     """Load a node's configuration and look at everything that would stop it from being served.
 

@@ -236,6 +236,8 @@ class Node:
             buffered_bytes=sum(session.buffered_bytes() for session in sessions) + undelivered_bytes(),
             routes=len(self.registry.table),
             hub_certificate_expiry_seconds=certificate.expires_at if certificate is not None else None,
+            hub_certificate_renewal_seconds=self._acme.renew_at if self._acme is not None else None,
+            acme_attempts_total=dict(self._acme.attempts) if self._acme is not None else {},
             bandwidth_limit_bytes_per_second=cap.bytes_per_second if cap else None,
             bandwidth_waiting_bytes=cap.waiting_bytes() if cap else None,
             bandwidth_waiting_backends=cap.waiting_shares if cap else None,

@@ -149,14 +149,18 @@ def hub_certificate(config: NodeConfig) -> ReloadingCertificate | AcmeCertificat
         return ReloadingCertificate(CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file)))
     settings = acme_settings(config)
     ports = ChallengePorts(settings.http_port, settings.tls_port)
-    store = Store(Path(config.acme_cache_dir), settings.hostname)
-    return AcmeCertificate(settings, store, Challenges(settings.hostname, ports))
+    return AcmeCertificate(settings, acme_store(config), Challenges(settings.hostname, ports))
+
+
+def acme_store(config: NodeConfig) -> Store:
+    """Return where account and certificates are kept; nothing is written yet."""
+    return Store(Path(config.acme_cache_dir), normalize(config.hub_public_hostname))
 
 
 def share_challenges(acme: AcmeCertificate, mesh: Mesh) -> None:
     """Let nodes of one name answer the certificate authority for each other."""
     challenges = acme.challenges
-    mesh.challenges = lambda: challenges.known
+    mesh.challenges = challenges.known.values
     challenges.changed = mesh.challenges_changed
     challenges.shared = lambda: mesh.challenges_for(challenges.hostname)
     acme.has_peers = lambda: bool(mesh.peers)

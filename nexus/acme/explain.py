@@ -13,6 +13,8 @@ DETAIL_MAX_CHARACTERS: Final = 300  # of what the CA says; it may quote a strang
 
 HTTP_01: Final = "http-01"
 TLS_ALPN_01: Final = "tls-alpn-01"
+PUBLIC_PORTS: Final = {HTTP_01: 80, TLS_ALPN_01: 443}  # RFC 8555 8.3, RFC 8737 3
+_UNRESOLVED: Final = re.compile(r"could not resolve|no such host|NXDOMAIN|SERVFAIL", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,17 @@ class CaProblem:
     detail: str = ""
 
 
-def explain(problem: CaProblem, hostname: str, challenge: str = "", port: int = 0) -> str:
-    """Return why there is no certificate for ``hostname``, and what to do; ``port`` is where the CA looked."""
-    what, mend = _words(problem, hostname, challenge, port)
+def explain(problem: CaProblem, hostname: str, challenge: str = "", local_port: int = 0) -> str:
+    """Return why there is no certificate for ``hostname``, and what to do.
+
+    ``challenge`` is the one that the CA checked, "" where it did not come to that; ``local_port`` is the node's port
+    that the public one leads to.
+    """
+    what, mend = _of_challenge(problem, hostname, challenge, local_port) if challenge else ("", "")
+    if not what:
+        what, mend = _WORDS.get(problem.code, _OTHER)
     said = tidy(problem.detail)
-    return f"{what}{f' (it says: {said})' if said else ''}; {mend}"
+    return f"{what}{f' (it says: {said})' if said else ''}; {mend}".replace("{hostname}", hostname)
 
 
 def tidy(text: str) -> str:
@@ -36,8 +44,11 @@ def tidy(text: str) -> str:
     return line if len(line) <= DETAIL_MAX_CHARACTERS else line[: DETAIL_MAX_CHARACTERS - 3] + "..."
 
 
-def _words(problem: CaProblem, hostname: str, challenge: str, port: int) -> tuple[str, str]:
-    if problem.code == "dns":
+def _of_challenge(problem: CaProblem, hostname: str, challenge: str, local_port: int) -> tuple[str, str]:
+    """Return what went wrong while the CA looked at the name, and the mend; nothing where it is something else."""
+    port = PUBLIC_PORTS[challenge]
+    leads = "" if local_port == port else f" and let it lead to port {local_port} of this node"
+    if problem.code == "dns" or _UNRESOLVED.search(problem.detail):
         return (
             f"the CA finds no usable address of {hostname} in the DNS",
             "create an A or AAAA record that points to this node",
@@ -45,19 +56,20 @@ def _words(problem: CaProblem, hostname: str, challenge: str, port: int) -> tupl
     if problem.code in ("connection", "tls"):
         return (
             f"the CA cannot reach {hostname} on port {port}",
-            f"open port {port}, and point the A and AAAA records of {hostname} at this node and nowhere else",
+            f"open port {port}{leads}, and point the A and AAAA records of {hostname} at this node and nowhere else",
         )
-    if problem.code in ("unauthorized", "incorrectResponse") and challenge:
+    if problem.code in ("unauthorized", "incorrectResponse"):
         return (
             f"something other than this node answered the CA for {hostname} on port {port}",
             "point all its A and AAAA records at this node, or at nodes that share the name and mesh with this one",
         )
-    if problem.code in _WORDS:
-        what, mend = _WORDS[problem.code]
-        return what.format(hostname=hostname), mend.format(hostname=hostname)
-    return f"the CA refuses a certificate for {hostname}", "correct what it names; it is tried again by itself"
+    return "", ""
 
 
+_OTHER: Final = (
+    "the CA refuses a certificate for {hostname}",
+    "correct what it names; it is tried again by itself",
+)
 _WORDS: Final[dict[str, tuple[str, str]]] = {
     "rateLimited": (
         "the CA's rate limit for {hostname} is reached",

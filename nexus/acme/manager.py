@@ -105,7 +105,10 @@ class AcmeCertificate:
         """Obtain and renew until cancelled; the cache, and operators' wishes, are looked at every ``interval_s``."""
         self._tell()
         while True:
+            before = self.certificate
             self._take_up()
+            if self.certificate is not before and self._state.failures:  # somebody else mended it
+                self._remember(replace(self._state, renew_at=0.0, failures=0, error="", retry_at=0.0))
             now = self._clock()
             if self._is_time(now):
                 await self._attempt()
@@ -197,6 +200,9 @@ class AcmeCertificate:
         except OSError as error:
             what = f"{self._store.directory}: cannot be written to: {error.strerror}; check its owner and the disk"
             self._failed(AcmeError(what))
+        except Exception as error:  # noqa: BLE001 — whatever it is, the node must go on
+            _log.exception("%s: a fault in the conversation with the CA", settings.hostname)
+            self._failed(AcmeError(f"a fault of this program ({type(error).__name__}); report it with the log"))
         else:
             self.attempts["issued"] += 1
             self._ask_at, self._held = 0.0, False

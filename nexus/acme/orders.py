@@ -32,7 +32,7 @@ from josepy.json_util import field as json_field
 from josepy.jwa import ES256, ES384, ES512, RS256, JWASignature
 from josepy.jwk import JWK, JWKEC, JWKRSA
 
-from nexus.acme.explain import HTTP_01, CaProblem, explain, tidy
+from nexus.acme.explain import CaProblem, explain, tidy
 from nexus.acme.settings import AcmeSettings, ExternalAccount
 from nexus.acme.store import AccountKey, key_to_pem, read_account_secret
 from nexus.errors import AcmeError
@@ -40,7 +40,7 @@ from nexus.errors import AcmeError
 REQUEST_TIMEOUT_S: Final = 30
 AUTHORIZATION_TIMEOUT_S: Final = 90.0
 ISSUANCE_TIMEOUT_S: Final = 180.0
-NONCE_TRIES: Final = 10  # ours: a CA that refuses half of its nonces is served in 999 cases of 1,000
+NONCE_TRIES: Final = 20  # ours: a CA that refuses half of its nonces is served in 999,999 cases of a million
 _POLL_S: Final = 1.0
 _ALREADY_REPLACED: Final = "alreadyReplaced"  # RFC 9773 7.4
 
@@ -213,7 +213,7 @@ class Authority:
         """Turn what the library raises into an ``AcmeError``; ``challenge``: the CA may be looking at this node."""
         settings = self._settings
         self._network.retry_after_s = None
-        port = settings.http_port if challenge == HTTP_01 else settings.tls_port
+        port = settings.local_port(challenge)
         try:
             yield
         except errors.ValidationError as error:

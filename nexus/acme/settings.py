@@ -38,6 +38,10 @@ class AcmeSettings:
     profile: str = ""
     external_account: ExternalAccount | None = field(default=None, repr=False)
 
+    def local_port(self, challenge: str) -> int:
+        """Return the port of this node at which the CA's look arrives."""
+        return self.http_port if challenge == HTTP_01 else self.tls_port
+
     def challenge_for(self, attempt: int) -> str:
         """Return the challenge of an attempt (from 0): the first one, and after each failure the next."""
         return self.challenges[attempt % len(self.challenges)]

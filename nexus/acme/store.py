@@ -137,6 +137,10 @@ class Store:
         """Leave an operator's wish for the node. Raises OSError."""
         write_private(self._renew, b"")
 
+    def has_wish(self) -> bool:
+        """Tell whether a wish was left that no node has heard."""
+        return file_signature(self._renew) is not None
+
     def hear_wish(self) -> bool:
         """Return whether there was an operator's wish since the last call."""
         try:

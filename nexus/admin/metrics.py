@@ -54,6 +54,8 @@ class NodeStats:
     """Route keys that backends of this node serve."""
     hub_certificate_expiry_seconds: float | None = None
     """Unix time at which the hub's certificate expires; None while there is none."""
+    hub_certificate_renewal_seconds: float | None = None
+    """Unix time at which the certificate is to be renewed by ACME; None without ACME, or without a certificate."""
     key_set_fetched_seconds: float | None = None
     """Unix time at which the key set of ``backendsJWKSURL`` was fetched last; None where it never was."""
     bandwidth_limit_bytes_per_second: int | None = None
@@ -83,6 +85,8 @@ class NodeStats:
     """What the remote verifier said, or that it said nothing, by result."""
     key_set_fetches_total: Mapping[str, int] = field(default_factory=dict)
     """Fetches of the key set of ``backendsJWKSURL``, by result."""
+    acme_attempts_total: Mapping[str, int] = field(default_factory=dict)
+    """Attempts to obtain the hub's certificate, by result: issued, refused, unreachable."""
     streams_reset_total: Mapping[str, int] = field(default_factory=dict)
     """Streams that ended broken rather than with both directions finished, by reason."""
     datagrams_to_backends_total: int = 0
@@ -133,6 +137,11 @@ _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
         "nexus_hub_certificate_expiry_timestamp_seconds",
         lambda s: s.hub_certificate_expiry_seconds,
         "Unix time at which the hub's certificate expires; absent while there is none.",
+    ),
+    (
+        "nexus_hub_certificate_renewal_timestamp_seconds",
+        lambda s: s.hub_certificate_renewal_seconds,
+        "Unix time at which the hub's certificate is to be renewed; absent where the node does not renew it.",
     ),
     (
         "nexus_outbound_connections",
@@ -219,6 +228,12 @@ _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int
         "result",
         lambda s: s.key_set_fetches_total,
         "Fetches of the key set of backendsJWKSURL, by result.",
+    ),
+    (
+        "nexus_acme_attempts_total",
+        "result",
+        lambda s: s.acme_attempts_total,
+        "Attempts to obtain the hub's certificate, by result.",
     ),
     (
         "nexus_stream_resets_total",

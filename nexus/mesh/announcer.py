@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from nexus.protocol.constants import ANNOUNCE_MAX_BYTES, MESH_FEATURES
@@ -43,7 +43,7 @@ class Announcer:
         node_id: bytes,
         routes: Callable[[], Iterable[str]],
         listeners: Callable[[], Iterable[Listener]],
-        challenges: Callable[[], Mapping[str, str]] = dict,
+        challenges: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """Ask ``routes``, ``listeners`` and ``challenges`` whenever it is time."""
         self._node_id = node_id
@@ -131,7 +131,7 @@ class Announcer:
         return text
 
     def _announcement(self, names: list[str]) -> str:
-        announce = Announce(self._version, tuple(names), self._node_id, MESH_FEATURES, self._challenges())
+        announce = Announce(self._version, tuple(names), self._node_id, MESH_FEATURES, tuple(self._challenges()))
         return serialize_announce(announce)
 
     def _later(self, name: str, delay_s: float, call: Callable[[], None]) -> None:

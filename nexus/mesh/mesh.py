@@ -84,7 +84,7 @@ class Mesh:
         self.origin = Origin(self.routes, bandwidth)
         self.destination = Destination(local)
         self.closed = False
-        self.challenges: Callable[[], Mapping[str, str]] = dict  # those this node waits for
+        self.challenges: Callable[[], Iterable[str]] = tuple  # key authorizations that a CA may ask for
         self._local_routes = routes
         self._bandwidth = bandwidth
         self._flow_idle_s = local.flow_idle_s
@@ -160,12 +160,12 @@ class Mesh:
         self._announcer.tell_now()
 
     def challenges_for(self, hostname: str) -> Mapping[str, str]:
-        """Return the challenges of peers that are this host, too, by their certificates."""
+        """Return the challenges, by token, of peers that are this host, too, by their certificates."""
         return {
-            token: answer
+            answer.partition(".")[0]: answer
             for peer in self.peers
             if peer.challenges and is_named(peer.names, hostname)
-            for token, answer in peer.challenges.items()
+            for answer in peer.challenges
         }
 
     def streams(self) -> Iterator[Stream]:
@@ -239,7 +239,7 @@ class Mesh:
     def _announced_routes(self) -> Iterable[str]:
         return () if self.closed else self._local_routes()
 
-    def _awaited_challenges(self) -> Mapping[str, str]:
+    def _awaited_challenges(self) -> Iterable[str]:
         return self.challenges()
 
     def _twins(self, peer: Peer) -> list[Peer]:

@@ -10,7 +10,6 @@ Source: spec node-and-mesh 7.4, 8, 9; weak points W2, W8, W19.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Final, Protocol
 
 from nexus.errors import RemoteProtocolError
@@ -66,7 +65,7 @@ class Peer:
         self.names: tuple[str, ...] = ()  # of its certificate
         self.node_id = NIL_STREAM_ID
         self.announced_keys: frozenset[str] = frozenset()
-        self.challenges: Mapping[str, str] = {}
+        self.challenges: tuple[str, ...] = ()  # key authorizations that the CA may ask for
         self.retired = False  # another link to the same node is in use
         self.is_self = False
         self.grants = False  # it is known to answer a request with credits

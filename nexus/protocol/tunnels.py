@@ -13,8 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -46,15 +45,16 @@ class Announce:
     """Every route that the sender's own backends serve; replaces what an earlier version said.
 
     ``version`` rises by each announcement of the sender. ``node_id`` (ours) names the process that sends it, nil where
-    the sender is an original; ``features`` are those it knows. ``challenges`` (ours) are those of a certificate
-    authority that the sender waits for, token and key authorization: nodes of its name answer them, too.
+    the sender is an original; ``features`` are those it knows. ``challenges`` (ours) are the key
+    authorizations (token, dot, thumbprint) that a certificate authority will ask the sender for: nodes of its name
+    answer with them, too.
     """
 
     version: int
     routes: tuple[str, ...]
     node_id: bytes = NIL_STREAM_ID
     features: tuple[str, ...] = ()
-    challenges: Mapping[str, str] = field(default_factory=dict)
+    challenges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class TunnelRequest:
 # -- Text -------------------------------------------------------------------------------------------------------------
 
 # RFC 8555 8.1, 8.3: a token of at least 128 bits in base64url, and the thumbprint of a key, a SHA-256 (RFC 7638).
-_KEY_AUTHORIZATION: Final = re.compile(r"([A-Za-z0-9_-]{22,256})\.[A-Za-z0-9_-]{43}")
+_KEY_AUTHORIZATION: Final = re.compile(r"[A-Za-z0-9_-]{22,256}\.[A-Za-z0-9_-]{43}")
 _KEYS: Final[Mapping[str, type]] = MappingProxyType(
     {
         "type": str,
@@ -115,12 +115,9 @@ def _texts(value: object) -> tuple[str, ...]:
     return texts
 
 
-def _challenges(value: object) -> Mapping[str, str]:
+def _challenges(value: object) -> tuple[str, ...]:
     """Return what can be a challenge, no more than a node ever waits for."""
-    if not isinstance(value, dict):
-        raise RemoteProtocolError("challenges is not an object")
-    found = (answer for answer in value.values() if isinstance(answer, str) and _KEY_AUTHORIZATION.fullmatch(answer))
-    return MappingProxyType({answer.partition(".")[0]: answer for answer in islice(found, CHALLENGES_MAX)})
+    return tuple(text for text in parse_texts(value) if _KEY_AUTHORIZATION.fullmatch(text))[:CHALLENGES_MAX]
 
 
 def _announce(fields: Mapping[str, object]) -> Announce:
@@ -129,7 +126,7 @@ def _announce(fields: Mapping[str, object]) -> Announce:
         fields.get("hostnames", ()),  # type: ignore[arg-type]
         fields.get("node_id", NIL_STREAM_ID),  # type: ignore[arg-type]
         fields.get("features", ()),  # type: ignore[arg-type]
-        fields.get("challenges", {}),  # type: ignore[arg-type]
+        fields.get("challenges", ()),  # type: ignore[arg-type]
     )
 
 
@@ -160,7 +157,7 @@ def serialize_announce(announce: Announce) -> str:
     if announce.features:
         document["features"] = list(announce.features)
     if announce.challenges:
-        document["challenges"] = dict(announce.challenges)
+        document["challenges"] = list(announce.challenges)
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -59,7 +59,13 @@ class Certificate:
     expires_at: float
     key_algorithm: str
     key_is_exposed: bool
-    pem: bytes = field(repr=False)
+    key_pem: bytes = field(repr=False)
+    chain_pem: bytes = field(repr=False)
+
+    @property
+    def pem(self) -> bytes:
+        """Chain and key in one text."""
+        return self.chain_pem + self.key_pem
 
     def warnings(self, now: float) -> tuple[str, ...]:
         """What an operator should mend soon, at ``now`` (unix seconds); the pair is usable all the same."""
@@ -109,7 +115,7 @@ def read_certificate(files: CertificateFiles) -> Certificate:
 def _describe(
     files: CertificateFiles, chain: Sequence[x509.Certificate], key: PrivateKeyTypes, *, key_is_exposed: bool
 ) -> Certificate:
-    leaf = chain[0]
+    leaf, pem = chain[0], serialization.Encoding.PEM
     return Certificate(
         files=files,
         subject=leaf.subject.rfc4514_string(),
@@ -118,7 +124,9 @@ def _describe(
         expires_at=leaf.not_valid_after_utc.timestamp(),
         key_algorithm=type(key).__name__.removesuffix("PrivateKey"),
         key_is_exposed=key_is_exposed,
-        pem=_serialize(chain, key),
+        # Exactly what was parsed: the files may hold more, in any order, such as a second key.
+        key_pem=key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+        chain_pem=b"".join(certificate.public_bytes(pem) for certificate in chain),
     )
 
 
@@ -180,12 +188,15 @@ def _read(path: Path) -> tuple[bytes, int]:
 
 def _parse_chain(path: Path, pem: bytes) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(pem)
+        chain = x509.load_pem_x509_certificates(pem)
     except (ValueError, x509.InvalidVersion):
         what = "is a private key, not a certificate" if b"PRIVATE KEY-----" in pem else "holds no readable certificate"
         raise TlsFileError(
             f"{path}: {what}; expected PEM text with -----BEGIN CERTIFICATE-----, the node's own certificate first"
         ) from None
+    if len(chain) < pem.count(b"-----BEGIN CERTIFICATE-----"):
+        raise TlsFileError(f"{path}: ends in the middle of a certificate; write the whole file anew")
+    return chain
 
 
 def _parse_key(path: Path, pem: bytes) -> PrivateKeyTypes:
@@ -198,14 +209,6 @@ def _parse_key(path: Path, pem: bytes) -> PrivateKeyTypes:
         ) from None
     except (ValueError, UnsupportedAlgorithm):
         raise TlsFileError(f"{path}: holds no readable private key; expected PEM text with a PRIVATE KEY") from None
-
-
-def _serialize(chain: Sequence[x509.Certificate], key: PrivateKeyTypes) -> bytes:
-    """Write one text of exactly what was parsed: the files may hold more, in any order, such as a second key."""
-    pem = serialization.Encoding.PEM
-    plain = serialization.NoEncryption()
-    certificates = b"".join(certificate.public_bytes(pem) for certificate in chain)
-    return certificates + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
 
 
 def _check_match(files: CertificateFiles, chain: Sequence[x509.Certificate], key: PrivateKeyTypes) -> None:

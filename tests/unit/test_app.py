@@ -276,8 +276,7 @@ async def test_a_node_is_ready_while_it_serves(pki: Pki, config: Config) -> None
 async def test_an_expired_certificate_is_a_reason(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backends would refuse it."""
     node = Node(config())
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + YEAR_S)
+    monkeypatch.setattr(node._certificate, "_clock", lambda: time.time() + YEAR_S)
     assert node.readiness().reasons == ("starting", "the hub's certificate has expired")
 
 
@@ -285,10 +284,14 @@ async def test_a_renewed_certificate_is_taken_over_when_told(pki: Pki, config: C
     """Without waiting for the next look at the files; sessions that run notice nothing."""
     async with running(pki, config()) as it:
         backend = await it.backend()
-        assert it.node.stats().hub_certificate_expiry_seconds == it.node._certificate.expires_at
+        before = it.node._certificate.certificate
+        assert before is not None
+        assert it.node.stats().hub_certificate_expiry_seconds == before.expires_at
         pki.issue("hub", "localhost", "second.example.com")
         it.node.reload()
-        assert it.node._certificate.certificate.names == ("localhost", "second.example.com")
+        renewed = it.node._certificate.certificate
+        assert renewed is not None
+        assert renewed.names == ("localhost", "second.example.com")
         await backend.pong()
         await it.backend()
 

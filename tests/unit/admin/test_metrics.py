@@ -61,6 +61,8 @@ FULL = NodeStats(
     key_set_fetched_seconds=1_850_000_000.0,
     verifier_answers_total={"refused": 18},
     key_set_fetches_total={"ok": 19},
+    hub_certificate_renewal_seconds=1_860_000_000.0,
+    acme_attempts_total={"refused": 27},
     mesh=FULL_MESH,
 )
 
@@ -116,6 +118,8 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_key_set_fetched_timestamp_seconds", ""): 1_850_000_000.0,
         ("nexus_verifier_answers_total", "refused"): 18,
         ("nexus_key_set_fetches_total", "ok"): 19,
+        ("nexus_hub_certificate_renewal_timestamp_seconds", ""): 1_860_000_000.0,
+        ("nexus_acme_attempts_total", "refused"): 27,
         **samples(list(mesh_families(FULL_MESH))),
     }
 

@@ -97,12 +97,23 @@ def test_features_that_are_not_served_fail_the_check_and_the_start(directory: Pa
         assert "registrationURL: not served by this version" in outcome.stderr
 
 
-def test_certificate_by_acme_is_refused_plainly(directory: Path) -> None:
-    """The key is the original's; this version wants files."""
-    file = _node(directory, hubTlsCertFile="", hubTlsKeyFile="", hubPublicHostname="hub.example.com")
-    outcome = nexus("serve", "-c", file)
-    assert outcome.code == 3
-    assert "hubPublicHostname: not served by this version" in outcome.stderr
+def test_certificate_by_acme_needs_no_files(directory: Path) -> None:
+    """The name is enough; what else is named for it must be usable."""
+    acme = {"hubTlsCertFile": "", "hubTlsKeyFile": "", "hubPublicHostname": "hub.example.com", "relayPorts": [443, 80]}
+    assert nexus("config", "check", _node(directory, **acme)).code == 0
+    key_file = directory / "eab.key"
+    account = {"acmeEABKeyID": "kid-1", "acmeEABKeyFile": str(key_file)}
+    missing = nexus("config", "check", _node(directory, **acme, **account))
+    assert missing.code == 3
+    assert f"acmeEABKeyFile: {key_file}: cannot be read" in missing.stderr
+    key_file.write_text("c2VjcmV0LXNlY3JldA\n")
+    key_file.chmod(0o644)
+    exposed = nexus("config", "check", _node(directory, **acme, **account))
+    assert exposed.code == 0
+    assert f"run: chmod 600 {key_file}" in exposed.stderr
+    roots = nexus("config", "check", _node(directory, **acme, acmeCAFile="/nonexistent/ca.pem"))
+    assert roots.code == 3
+    assert "acmeCAFile: /nonexistent/ca.pem: cannot be read" in roots.stderr
 
 
 def test_certificate_files_are_part_of_the_check(directory: Path) -> None:

@@ -277,13 +277,6 @@ def test_warnings(text: str, expected: list[str]) -> None:
     assert warnings(text) == expected
 
 
-def test_acme_needs_port_80() -> None:
-    """Without it no certificate is ever issued."""
-    record = record_of("hubPublicHostname: h.example.com", SOUND.replace("443, 80", "443"))
-    (problem,) = rules.apply(rules.WARNINGS, record)
-    assert "needs port 80" in problem.what
-
-
 def test_rules_skip_keys_that_are_broken_already() -> None:
     """One mistake, one message."""
     record = read(parse(SOUND + "stunPort: x\nudpRelayPorts: [53, 53]\n", "n.yaml"), NODE_KEYS).record

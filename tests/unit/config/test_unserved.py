@@ -1,6 +1,5 @@
 """Keys whose feature is not served yet."""
 
-import dataclasses
 from pathlib import Path
 
 from nexus.config.keys import NODE_KEYS
@@ -12,10 +11,9 @@ SAMPLE = Path(__file__).parent / "samples" / "node.yaml"
 
 def test_every_key_in_use_gives_one_sentence() -> None:
     """A full file of the original names each such feature."""
-    config = dataclasses.replace(load_node_config(SAMPLE, environ={}).config, hub_public_hostname="hub.example.com")
-    sentences = unserved_features(config)
+    sentences = unserved_features(load_node_config(SAMPLE, environ={}).config)
     assert [sentence.split(":")[0] for sentence in sentences] == list(UNSERVED)
-    assert sentences[0] == "hubPublicHostname: not served by this version"
+    assert sentences[0] == "registrationURL: not served by this version"
 
 
 def test_a_file_without_them_gives_none(tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ import contextlib
 import http.client
 import logging
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from nexus.acme.challenges import challenge_context
 from nexus.link import endpoint as endpoints
 from nexus.listeners.answers import UNRECOGNIZED_NAME_ALERT, answer
 from nexus.listeners.tcp import ClientPeek, PeekBudget, TcpListeners
-from nexus.peek import CLIENT_HELLO_MAX_BYTES, HTTP_HEAD_MAX_BYTES
+from nexus.peek import CLIENT_HELLO_MAX_BYTES, HTTP_HEAD_MAX_BYTES, Peeked
 from nexus.places import Bursts
 from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 from nexus.routing.decide import RejectReason
@@ -451,3 +453,53 @@ async def test_a_refused_client_that_never_closes_is_not_waited_for(monkeypatch:
         client = await setup.connect(b"GET / HTTP/1.0\r\n\r\n")
         await eventually(lambda: setup.listeners.connections.held == 0 and setup.rejected, "the place is free")
         assert (await client.rest() or b"").startswith(b"HTTP/1.1 400 ")
+
+
+# -- What the node answers itself -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answered", [b"HTTP/1.1 200 OK\r\n\r\n", b""], ids=["answer", "end"])
+async def test_the_node_answers_what_is_its_own(answered: bytes) -> None:
+    """No backend is asked; behind the answer the connection ends in order."""
+    async with listening() as setup:
+        asked: list[tuple[int, str | None]] = []
+
+        def own(port: int, peeked: Peeked) -> bytes:
+            asked.append((port, peeked.host))
+            return answered
+
+        setup.listeners.own_answers = own
+        client = await setup.connect(REQUEST)
+        assert await client.reader.read() == answered
+        assert asked == [(setup.port, HOST)]
+        assert setup.dialer.requests == []
+        assert not setup.rejected
+
+
+async def test_the_node_shakes_hands_itself() -> None:
+    """With the hello that was peeked; behind the handshake the connection ends in order."""
+    proof = challenge_context(HOST, "token.thumbprint")
+    async with listening() as setup:
+        setup.listeners.own_answers = lambda _port, _peeked: proof
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        async with asyncio.timeout(WAIT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", setup.port, ssl=context, server_hostname=HOST)
+            assert await reader.read() == b""
+            writer.close()
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                await writer.wait_closed()
+        assert setup.dialer.requests == []
+
+
+async def test_handshakes_of_the_node_are_bounded_as_refusals_are() -> None:
+    """One that only begins keeps a place until there are too many."""
+    proof = challenge_context(HOST, "token.thumbprint")
+    async with listening(concurrent=1, concurrent_per_source=1) as setup:
+        setup.listeners.own_answers = lambda _port, _peeked: proof
+        clients = [await setup.connect(HELLO) for _ in range(40)]
+        for client in clients:
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.timeout(WAIT_S):
+                    await client.reader.read(1)
+        assert len(setup.listeners.refused) <= 17

@@ -352,3 +352,23 @@ def test_idle_tunnels_are_not_looked_at_all_the_time(pair: Pair, monkeypatch: py
     for tick in range(40):
         pair.origin.mesh._sweep(tick * 0.5)
     assert looks == [0.0, 5.0, 10.0, 15.0]
+
+
+async def test_challenges_are_told_at_once_to_nodes_of_the_same_name() -> None:
+    """A node of another name could obtain a certificate by them, so what it says is not used."""
+    answer = f"{'k' * 43}.{'t' * 43}"
+    first, second = MemoryNode(), MemoryNode()
+    waiting: list[str] = []
+    second.mesh.challenges = lambda: waiting
+    cable = Cable(first, second)
+    for peer in cable.peers:
+        peer.names = ("hub.example.com",)
+    waiting.append(answer)
+    second.mesh.challenges_changed()
+    settle(cable)
+    assert first.mesh.challenges_for("hub.example.com") == {"k" * 43: answer}
+    assert first.mesh.challenges_for("other.example.com") == {}
+    waiting.clear()
+    second.mesh.challenges_changed()
+    settle(cable)
+    assert first.mesh.challenges_for("hub.example.com") == {}

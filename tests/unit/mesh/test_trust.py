@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.mesh.trust import NOBODY, PeerIdentity, covers_labels, identity_of, refusal_of
+from nexus.mesh.trust import NOBODY, PeerIdentity, covers_labels, identity_of, is_named, refusal_of
 from nexus.tls.localca import create_ca, issue
 
 
@@ -92,3 +92,21 @@ def test_a_certificate_says_who_a_node_is() -> None:
     assert str(PeerIdentity(tuple("abcd"))) == "a, b, c, ..."
     assert str(PeerIdentity((), "cn")) == "cn"
     assert refusal_of(NOBODY, [".mesh.test"]).startswith("its certificate has no DNS name")
+
+
+@pytest.mark.parametrize(
+    ("names", "host", "named"),
+    [
+        (("hub.example.com",), "hub.example.com", True),
+        (("other.example.com", "HUB.Example.com"), "hub.example.com", True),
+        (("*.example.com",), "hub.example.com", True),
+        (("*.example.com",), "a.hub.example.com", False),
+        (("*.example.com",), "example.com", False),
+        (("hub.example.com.evil.test",), "hub.example.com", False),
+        ((), "hub.example.com", False),
+        (("localhost",), "localhost", True),
+    ],
+)
+def test_a_node_is_a_host_by_its_certificate_alone(names: tuple[str, ...], host: str, named: bool) -> None:
+    """Only such a node may answer a certificate authority for that host."""
+    assert is_named(names, host) is named

@@ -201,3 +201,29 @@ def test_an_announcement_comes_back_as_it_was(version: int, routes: list[str], n
     """Whatever names it holds."""
     announce = Announce(version, tuple(routes), node_id, MESH_FEATURES)
     assert parse_text(serialize_announce(announce)) == announce
+
+
+THUMBPRINT = "t" * 43
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ([f"{'k' * 43}.{THUMBPRINT}"], (f"{'k' * 43}.{THUMBPRINT}",)),
+        ([f"{'k' * 21}.{THUMBPRINT}", f"{'k' * 22}.{THUMBPRINT[1:]}", "", 7, None, ["x"]], ()),
+        ([f"../{'k' * 22}.{THUMBPRINT}", f"{'k' * 22}.{THUMBPRINT}\n"], ()),
+        ([f"{number:022d}.{THUMBPRINT}" for number in range(9)], tuple(f"{n:022d}.{THUMBPRINT}" for n in range(8))),
+        ({"token": "answer"}, ()),
+        ("text", ()),
+    ],
+)
+def test_only_what_can_be_a_challenge_is_read(said: object, read: tuple[str, ...]) -> None:
+    """RFC 8555 8.1 and 8.3: base64url, and no more than a node ever waits for."""
+    text = json.dumps({"version": 1, "type": "announce", "client_id": NIL, "challenges": said})
+    assert parse_text(text) == Announce(1, (), challenges=read)
+
+
+def test_challenges_come_back() -> None:
+    """Beside the rest."""
+    announce = Announce(2, ("a.example",), ID, MESH_FEATURES, (f"{'k' * 43}.{THUMBPRINT}",))
+    assert parse_text(serialize_announce(announce)) == announce
