@@ -102,7 +102,9 @@ class PeerServer:
                 await asyncio.wait([gate.link.lost])
         except (OSError, NexusError) as error:  # TimeoutError and SSLError are OSErrors
             if not gate.refusal:
-                self._note("upgrade", gate, _words(error) or f"nothing came within {UPGRADE_TIMEOUT_S:g} s")
+                silent = f"nothing came within {UPGRADE_TIMEOUT_S:g} s"
+                gone = "it went away during the handshake; its own log says why"
+                self._note("upgrade", gate, _words(error) or (silent if isinstance(error, TimeoutError) else gone))
         except Exception:  # noqa: BLE001 — a bug of ours must not end the listener
             _log.exception("unexpected failure while serving a node from %s", gate.address)
         finally:
@@ -130,7 +132,7 @@ class PeerServer:
             self._note("trust", gate, refusal)
         else:
             gate.peer = Peer(gate.link, self._mesh, f"{identity} at {gate.address}", dialled=False)
-            gate.peer.names = identity.names
+            gate.peer.names = identity.hosts
         return refusal
 
     def _note(self, reason: str, gate: _Gate, why: str) -> None:
@@ -203,7 +205,7 @@ class Dialler:
             _cut(None, link)
             raise
         if address.is_secure:
-            peer.names = self._credentials.identity(link.transport).names
+            peer.names = self._credentials.identity(link.transport).hosts
         self._mesh.join(peer)
         return peer
 
@@ -276,6 +278,5 @@ def _cut(connection: socket.socket | None, link: Link) -> None:
 
 
 def _words(error: BaseException) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate is refused: {error.verify_message}; check its names and peerCAFile"
-    return str(error)
+    verdict = getattr(error, "verify_message", "")  # of ``ssl``, when dialling; the accepting side has words of its own
+    return f"the certificate is refused: {verdict}; check its names and peerCAFile" if verdict else str(error)

@@ -26,6 +26,11 @@ class PeerIdentity:
     names: tuple[str, ...] = ()
     common_name: str = ""
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names in one spelling and one order: a renewed certificate may write them otherwise."""
+        return tuple(sorted({normalize_wildcard(name) for name in self.names} - {""}))
+
     def __str__(self) -> str:
         """Return a short text for log lines."""
         shown = ", ".join(self.names[:3]) + (", ..." if len(self.names) > 3 else "")
@@ -42,7 +47,7 @@ def identity_of(certificate: bytes) -> PeerIdentity:
     try:
         extension = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = tuple(sorted(extension.get_values_for_type(x509.DNSName)))
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         names = ()
     common_names = parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return PeerIdentity(names, str(common_names[0].value) if common_names else "")
@@ -76,7 +81,7 @@ def is_named(names: Iterable[str], hostname: str) -> bool:
     """Tell whether the names of a certificate are those of a host (normalised), a wildcard for one label."""
     suffix = wildcard_suffix(hostname)
     wanted = {hostname, f"*{suffix}"} if suffix else {hostname}
-    return not wanted.isdisjoint(normalize_wildcard(name) for name in names)
+    return not wanted.isdisjoint(map(normalize_wildcard, names))
 
 
 def _ends_with(suffix: str, name: str) -> bool:

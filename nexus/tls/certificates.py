@@ -138,11 +138,7 @@ def load_into(context: ssl.SSLContext, certificate: Certificate) -> None:
     try:
         load_pem_into(context, certificate.pem)
     except ssl.SSLError as error:
-        reason = (error.reason or str(error)).lower().replace("_", " ")
-        raise TlsFileError(
-            f"{certificate.files.cert_file}: OpenSSL refuses the certificate or its key: {reason}; "
-            "issue a new pair (RSA of 2048 bits or more, or ECDSA P-256)"
-        ) from None
+        raise refused_by_openssl(certificate, (error.reason or str(error)).lower().replace("_", " ")) from None
     except OSError as error:
         raise TlsFileError(f"{certificate.files.cert_file}: cannot be loaded: {error.strerror}") from error
 
@@ -151,6 +147,14 @@ def load_pem_into(context: ssl.SSLContext, pem: bytes) -> None:
     """Give ``context`` a private key and its chain. Raises ssl.SSLError or OSError."""
     with _as_file(pem) as path:
         context.load_cert_chain(path)
+
+
+def refused_by_openssl(certificate: Certificate, reason: str) -> TlsFileError:
+    """Return the error for a pair that was checked and that OpenSSL does not take all the same."""
+    return TlsFileError(
+        f"{certificate.files.cert_file}: OpenSSL refuses the certificate or its key: {reason}; "
+        "issue a new pair (RSA of 2048 bits or more, or ECDSA P-256)"
+    )
 
 
 @contextlib.contextmanager

@@ -69,10 +69,26 @@ def hub_client_context(ca_file: Path | None = None) -> ssl.SSLContext:
         return context
     try:
         context.load_verify_locations(cafile=ca_file)
-    except ssl.SSLError:
-        raise TlsFileError(f"{ca_file}: holds no CA certificate; expected PEM text") from None
-    except OSError as error:
-        raise TlsFileError(f"{ca_file}: cannot be read: {error.strerror}; correct the path or its owner") from error
+    except OSError as error:  # ssl.SSLError is one
+        raise unusable_roots(ca_file, error) from None
+    return context
+
+
+def unusable_roots(ca_file: Path, error: Exception) -> TlsFileError:
+    """Return the error for a file of roots: what the system says of it, or that there is no certificate in it."""
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+        return TlsFileError(f"{ca_file}: cannot be read: {error.strerror}; correct the path or its owner")
+    return TlsFileError(f"{ca_file}: holds no CA certificate; expected PEM text")
+
+
+def identified_client_context(certificate: Certificate | None, ca_file: Path | None = None) -> ssl.SSLContext:
+    """Return ``hub_client_context(ca_file)`` that shows ``certificate``, if there is one, where one is asked for.
+
+    Raises TlsFileError when ``ca_file`` cannot be used or OpenSSL refuses the certificate.
+    """
+    context = hub_client_context(ca_file)
+    if certificate is not None:
+        load_into(context, certificate)
     return context
 
 
@@ -181,6 +197,40 @@ class ReloadingCertificate:
         self._certificate = certificate
 
 
+class FollowingContext:
+    """A context made from the certificate in service: calling it returns that of now, another one after a renewal.
+
+    A certificate that cannot be loaded leaves the last one in use and is logged once. Use from one thread only.
+    """
+
+    def __init__(
+        self,
+        certificate: Callable[[], Certificate | None],
+        make: Callable[[Certificate | None], ssl.SSLContext],
+        others: str,
+    ) -> None:
+        """Make the first one, of the certificate that is in service now, if there is one; raises what ``make`` raises.
+
+        ``others`` names those at the other end in a log line.
+        """
+        self._certificate = certificate
+        self._make = make
+        self._others = others
+        self._shown = certificate()
+        self._context = make(self._shown)
+
+    def __call__(self) -> ssl.SSLContext:
+        """Return the context of now."""
+        certificate = self._certificate()
+        if certificate is not self._shown and certificate is not None:
+            try:
+                self._context = self._make(certificate)
+            except TlsFileError as error:
+                _logger.error("%s (the old one stays in use towards %s)", error, self._others)  # noqa: TRY400
+            self._shown = certificate
+        return self._context
+
+
 class WebContext:
     """The context in which a node asks web servers: its own certificate is shown where one is asked for.
 
@@ -189,24 +239,14 @@ class WebContext:
     """
 
     def __init__(self, certificate: Callable[[], Certificate | None], ca_file: Path | None = None) -> None:
-        """Read ``ca_file``; raises TlsFileError when it cannot be used."""
-        self._certificate = certificate
-        self._ca_file = ca_file
-        self._shown: Certificate | None = None
-        self._context = hub_client_context(ca_file)
+        """Read ``ca_file``; raises TlsFileError when it, or the certificate, cannot be used."""
+        self._context = FollowingContext(
+            certificate, lambda shown: identified_client_context(shown, ca_file), "web servers"
+        )
 
     def __call__(self) -> ssl.SSLContext:
         """Return the context of now."""
-        certificate = self._certificate()
-        if certificate is not self._shown and certificate is not None:
-            try:
-                context = hub_client_context(self._ca_file)
-                load_into(context, certificate)
-                self._context = context
-            except TlsFileError as error:
-                _logger.error("%s (the old one stays in use towards web servers)", error)  # noqa: TRY400
-            self._shown = certificate
-        return self._context
+        return self._context()
 
 
 def _signature(files: CertificateFiles) -> _Signature:

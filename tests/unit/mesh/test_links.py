@@ -166,8 +166,10 @@ async def test_a_certificate_that_is_refused_is_named_with_the_mend(
         running(pki, config(**mesh_settings(pki, "one", own, [other]))),
     ):
         await eventually(lambda: "no link" in lines(caplog), "the failure is logged")
+        await eventually(lambda: "refused a link from 127.0.0.1" in lines(caplog), "the other node says so, too")
     assert "the certificate is refused" in lines(caplog)
     assert "peerCAFile" in lines(caplog)
+    assert "nothing came within" not in lines(caplog)
 
 
 async def test_a_renewed_certificate_is_shown_by_the_next_link(pki: Pki, config: Config, ports: list[int]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +83,27 @@ def test_the_originals_rule_must_be_asked_for(identity: PeerIdentity, suffix: st
     """It takes ends of texts, common names, and an empty suffix for everybody, and minds the case."""
     assert (refusal_of(identity, [suffix], loose=True) == "") is loose
     assert (refusal_of(identity, [suffix]) == "") is not loose
+
+
+def test_names_are_compared_in_one_spelling() -> None:
+    """A renewed certificate may write them otherwise, and still be that of the same node."""
+    first = PeerIdentity(("A.mesh.test", "*.B.mesh.test", "bücher.mesh.test"))
+    second = PeerIdentity(("*.b.mesh.test", "a.mesh.test.", "a.mesh.test", "xn--bcher-kva.mesh.test"))
+    assert first.hosts == second.hosts == ("*.b.mesh.test", "a.mesh.test", "xn--bcher-kva.mesh.test")
+
+
+def test_extensions_that_no_ca_should_write_name_nobody() -> None:
+    """The same one twice; the library then reads none of them."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(x509.Name([]))
+    builder = builder.public_key(key.public_key()).serial_number(1).not_valid_before(now).not_valid_after(now)
+    names = x509.SubjectAlternativeName([x509.DNSName("a.mesh.test")])
+    builder = builder.add_extension(names, critical=False)
+    twin = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.18"), names.public_bytes())
+    made = builder.add_extension(twin, critical=False).sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    # Issuer's names (2.5.29.18) become the subject's (2.5.29.17) once more; nobody verifies the signature here.
+    assert identity_of(made.replace(bytes.fromhex("0603551d12"), bytes.fromhex("0603551d11"))) == NOBODY
 
 
 def test_a_certificate_says_who_a_node_is() -> None:
