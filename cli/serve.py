@@ -50,5 +50,6 @@ def serve(
 
 def _log_addresses(addresses: NodeAddresses) -> None:
     relay, admin = ", ".join(addresses.relay), addresses.admin or "off"
+    stun = f", STUN at {', '.join(addresses.stun)}" if addresses.stun else ""
     nodes = f", nodes at {addresses.peer}" if addresses.peer else ""
-    _log.info("ready: backends at %s, clients at %s%s, admin %s", addresses.hub, relay, nodes, admin)
+    _log.info("ready: backends at %s, clients at %s%s%s, admin %s", addresses.hub, relay, nodes, stun, admin)

@@ -43,6 +43,7 @@ from nexus.hub.status import StatusClient
 from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered, undelivered_bytes
 from nexus.link.quiet import wait_until_quiet
+from nexus.listeners.stun import StunServer
 from nexus.listeners.tcp import TcpListeners, nothing_of_its_own
 from nexus.listeners.udp import UdpListeners
 from nexus.mesh.credentials import PeerCredentials
@@ -75,6 +76,7 @@ class NodeAddresses:
     admin: str
     udp: tuple[str, ...] = ()
     peer: str = ""
+    stun: tuple[str, ...] = ()
 
 
 OnReady = Callable[[NodeAddresses], None]
@@ -108,6 +110,7 @@ class Node:
         if self._acme is not None:
             share_challenges(self._acme, self.mesh)
         self._udp = UdpListeners(dialer, udp_settings(config))
+        self._stun = StunServer()
         self._peers = peers
         self._credentials = PeerCredentials(config, lambda: self._certificate.certificate)
         roots = hub_client_context(ca_file) if ca_file is not None else None
@@ -136,12 +139,14 @@ class Node:
             self.mesh.settings = mesh_settings(self._config, sockets)
             stack.callback(self._listeners.close)
             stack.callback(self._udp.close)
+            stack.callback(self._stun.close)
             stack.push_async_callback(self._status.aclose)
             stack.push_async_callback(self._web.aclose)
             admin = await stack.enter_async_context(self._admin())
             for sock in sockets.relay:
                 await self._listeners.listen(sock)
             self._udp.listen(sockets.udp)
+            self._stun.listen(sockets.stun)
             async with asyncio.TaskGroup() as tasks:
                 fleet = Fleet(self.mesh, self._credentials, tasks)
                 discovery = Discovery(usable_entries(self._config.peers), fleet.change, self._credentials.covers)
@@ -258,6 +263,7 @@ class Node:
             datagrams_to_clients_total=self._udp.stats.to_clients,
             datagrams_dropped_total=dict(self._udp.stats.dropped),
             udp_flow_ends_total=dict(self._udp.stats.flow_ends),
+            stun_requests_total=dict(self._stun.requests),
             reauthentications_total=dict(totals.reauthentications),
             ignored_texts_total=totals.ignored_texts,
             session_faults_total=totals.session_faults + sum(session.faults for session in sessions),
@@ -316,9 +322,13 @@ def _addresses(sockets: Sockets, admin: str) -> NodeAddresses:
     def shown(several: Iterable[socket.socket]) -> tuple[str, ...]:
         return tuple(format_address(sock.getsockname()) for sock in several)
 
-    peer = sockets.peer
     return NodeAddresses(
-        shown([sockets.hub])[0], shown(sockets.relay), admin, shown(sockets.udp), *(shown([peer]) if peer else ())
+        hub=shown([sockets.hub])[0],
+        relay=shown(sockets.relay),
+        admin=admin,
+        udp=shown(sockets.udp),
+        peer=next(iter(shown(filter(None, [sockets.peer]))), ""),
+        stun=shown(sockets.stun),
     )
 
 

@@ -48,6 +48,7 @@ class Sockets:
     relay: tuple[socket.socket, ...]
     udp: tuple[socket.socket, ...]
     peer: socket.socket | None
+    stun: tuple[socket.socket, ...]
 
 
 def bind(config: NodeConfig, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> Sockets:
@@ -73,6 +74,11 @@ def bind(config: NodeConfig, stack: contextlib.ExitStack | contextlib.AsyncExitS
             for host in hosts
             for port in config.udp_relay_ports
             for sock in listen_udp(host, port, "udpRelayPorts")
+        ),
+        stun=tuple(
+            keep(sock)
+            for host in (hosts if config.stun_port else ())
+            for sock in listen_udp(host, config.stun_port, "stunPort")
         ),
         peer=at(config.peer_listen_address, "peerListenAddress") if accepts_peers(config) else None,
     )

@@ -13,6 +13,7 @@ STRANGERS_LINES_MAX: Final = 20  # in each interval: enough to see what is wrong
 STRANGERS_LINES_INTERVAL_S: Final = 10.0
 REFUSALS_INTERVAL_S: Final = 60.0
 REFUSAL_SOURCES_MAX: Final = 4096  # ours: half a MiB
+RATED_SOURCES_MAX: Final = 16_384  # ours: 2 MiB
 
 
 class SourceCounter:
@@ -85,6 +86,39 @@ class RefusalCounter:
     def forgive(self, source: str) -> None:
         """Forget the refusals of a source that was let in: it may be many backends behind one address."""
         self._by_source.pop(source, None)
+
+
+class RateLimit:
+    """How often something may happen in a second: by one source, and by all together. Bursts of a second's worth pass.
+
+    What is remembered is bounded: of too many sources the one that was seen longest ago is forgotten, which leaves the
+    bound of all.
+    """
+
+    __slots__ = ("_all", "_by_source", "_per_source_s", "_total_s")
+
+    def __init__(self, total_s: float, per_source_s: float) -> None:
+        """Take both rates, in times a second."""
+        self._total_s = total_s
+        self._per_source_s = per_source_s
+        self._all = (float("-inf"), 0.0)  # since when, and how much is left of it
+        self._by_source: dict[str, tuple[float, float]] = {}
+
+    def admit(self, source: str, now: float) -> bool:
+        """Count once more of ``source`` and return True, or return False, at ``now`` of a clock that only rises."""
+        mine = _refilled(self._by_source.pop(source, (float("-inf"), 0.0)), self._per_source_s, now)
+        everybody = _refilled(self._all, self._total_s, now)
+        admitted = mine >= 1 and everybody >= 1
+        if len(self._by_source) >= RATED_SOURCES_MAX:
+            del self._by_source[next(iter(self._by_source))]
+        self._by_source[source] = (now, mine - admitted)
+        self._all = (now, everybody - admitted)
+        return admitted
+
+
+def _refilled(bucket: tuple[float, float], rate_s: float, now: float) -> float:
+    since, left = bucket
+    return min(left + (now - since) * rate_s, rate_s)
 
 
 class LineBudget:

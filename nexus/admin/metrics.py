@@ -95,6 +95,8 @@ class NodeStats:
     """Datagrams of either direction that were dropped, by reason."""
     udp_flow_ends_total: Mapping[str, int] = field(default_factory=dict)
     """Ended UDP flows by reason."""
+    stun_requests_total: Mapping[str, int] = field(default_factory=dict)
+    """Datagrams to the STUN server, by result: answered, ignored, limited, unsent."""
     reauthentications_total: Mapping[str, int] = field(default_factory=dict)
     """Re-authentications by outcome: renewed, refused, unverified, timeout; deferred counts what was put off."""
     ignored_texts_total: int = 0
@@ -240,6 +242,12 @@ _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int
         "reason",
         lambda s: s.streams_reset_total,
         "Streams that ended broken, by reason.",
+    ),
+    (
+        "nexus_stun_requests_total",
+        "result",
+        lambda s: s.stun_requests_total,
+        "Datagrams to the STUN server, by result.",
     ),
     (
         "nexus_udp_datagrams_total",

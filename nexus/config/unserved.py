@@ -13,7 +13,6 @@ from nexus.config.model import NodeConfig
 
 UNSERVED: Mapping[str, Callable[[NodeConfig], bool]] = {
     "registrationURL": lambda config: bool(config.registration_url),
-    "stunPort": lambda config: config.stun_port > 0,
 }
 
 

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from nexus import limits
 from nexus.limits import (
+    RATED_SOURCES_MAX,
     REFUSALS_INTERVAL_S,
     STRANGERS_LINES_INTERVAL_S,
     STRANGERS_LINES_MAX,
     UNBOUNDED,
     LineBudget,
+    RateLimit,
     RefusalCounter,
     SourceCounter,
 )
@@ -111,3 +113,30 @@ def test_the_memory_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     for source in ("a", "b", "a", "c"):
         refusals.note(source, 0)
     assert [refusals.admit(source, 1) for source in "abc"] == [False, True, False]
+
+
+def test_a_rate_lets_a_burst_of_a_second_pass_and_then_a_trickle() -> None:
+    """For one source."""
+    rate = RateLimit(1000, 10)
+    assert [rate.admit("a", 5.0) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert not rate.admit("a", 5.05)
+    assert rate.admit("a", 5.2)
+    assert not rate.admit("a", 5.2)
+    assert sum(rate.admit("a", 100.0) for _ in range(50)) == 10
+
+
+def test_a_rate_bounds_all_sources_together() -> None:
+    """However many there are; who was refused for it has lost nothing of its own."""
+    rate = RateLimit(10, 5)
+    assert sum(rate.admit(f"source-{number}", 5.0) for number in range(100)) == 10
+    assert sum(rate.admit("new", 6.0) for _ in range(10)) == 5
+
+
+def test_a_rate_remembers_a_bounded_number_of_sources() -> None:
+    """The one that was seen longest ago is forgotten."""
+    rate = RateLimit(10**9, 1)
+    assert rate.admit("first", 0.0)
+    for number in range(RATED_SOURCES_MAX):
+        rate.admit(f"source-{number}", 0.0)
+    assert len(rate._by_source) == RATED_SOURCES_MAX
+    assert rate.admit("first", 0.0)

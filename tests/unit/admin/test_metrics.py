@@ -63,6 +63,7 @@ FULL = NodeStats(
     key_set_fetches_total={"ok": 19},
     hub_certificate_renewal_seconds=1_860_000_000.0,
     acme_attempts_total={"refused": 27},
+    stun_requests_total={"limited": 28},
     mesh=FULL_MESH,
 )
 
@@ -120,6 +121,7 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_key_set_fetches_total", "ok"): 19,
         ("nexus_hub_certificate_renewal_timestamp_seconds", ""): 1_860_000_000.0,
         ("nexus_acme_attempts_total", "refused"): 27,
+        ("nexus_stun_requests_total", "limited"): 28,
         **samples(list(mesh_families(FULL_MESH))),
     }
 
