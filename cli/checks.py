@@ -18,7 +18,6 @@ from nexus.auth.keyring import Keyring
 from nexus.config.admission import key_sources_of
 from nexus.config.load import load_node_config
 from nexus.config.model import NodeConfig
-from nexus.config.unserved import unserved_features
 from nexus.document import Field, Kind, MappingNode, Record, ScalarNode, load, read
 from nexus.errors import AcmeError, ConfigError, Problem, TlsFileError
 from nexus.files import is_exposed
@@ -76,8 +75,6 @@ def check_node(path: Path) -> CheckedNode:
             names that cannot be used: certificate, roots, secrets, keys, revocation list.
     """
     loaded = load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname)
-    if unserved := unserved_features(loaded.config):
-        raise ConfigError(*(Problem(str(path), 0, "", sentence) for sentence in unserved))
     config = loaded.config
     keyring = Keyring(key_sources_of(config))
     oddities = _certificate_oddities(path, config)

@@ -24,6 +24,7 @@ from nexus.assembly import (
     Sockets,
     authenticator,
     bind,
+    heartbeat,
     hub_certificate,
     hub_limits,
     mesh_settings,
@@ -100,6 +101,7 @@ class Node:
         ca_file = Path(config.authorizer_ca_file) if config.authorizer_ca_file else None
         self._web = WebClient(WebContext(lambda: self._certificate.certificate, ca_file))
         self._auth = authenticator(config, self._web)
+        self._heartbeat = heartbeat(config, self._web, self._certificate)
         self._bandwidth = Limiter(config.total_bandwidth_mbps) if config.total_bandwidth_mbps else None
         self.registry = Registry(self._bandwidth, config.udp_flow_idle_timeout_default_s)
         self.mesh = Mesh(self.registry, self.registry.table.routes, self._bandwidth)
@@ -173,6 +175,8 @@ class Node:
         yield self._hub.serve(sockets.hub)
         if self._auth.key_url is not None:
             yield self._auth.key_url.run()
+        if self._heartbeat is not None:
+            yield self._heartbeat.run()
         if sockets.peer is not None:
             yield PeerServer(self.mesh, self._credentials).serve(sockets.peer)
 
@@ -242,6 +246,8 @@ class Node:
             routes=len(self.registry.table),
             hub_certificate_expiry_seconds=certificate.expires_at if certificate is not None else None,
             hub_certificate_renewal_seconds=self._acme.renew_at if self._acme is not None else None,
+            registered_seconds=self._heartbeat.registered_at if self._heartbeat is not None else None,
+            registrations_total=dict(self._heartbeat.outcomes) if self._heartbeat is not None else {},
             acme_attempts_total=dict(self._acme.attempts) if self._acme is not None else {},
             bandwidth_limit_bytes_per_second=cap.bytes_per_second if cap else None,
             bandwidth_waiting_bytes=cap.waiting_bytes() if cap else None,

@@ -30,9 +30,10 @@ from nexus.listeners.tcp import PeekBudget
 from nexus.listeners.udp import UdpSettings
 from nexus.mesh.mesh import Mesh, MeshSettings
 from nexus.mesh.routes import PortPolicy
+from nexus.registration.heartbeat import Heartbeat, Registration
 from nexus.sockets import listen, listen_udp
 from nexus.tls.certificates import CertificateFiles
-from nexus.tls.contexts import ReloadingCertificate
+from nexus.tls.contexts import CertificateSource, ReloadingCertificate
 from nexus.web import WebClient
 
 # Ports whose protocols let the server speak first: FTP, SSH, Telnet, SMTP, POP3, NNTP, IMAP, submission, MySQL, Sieve,
@@ -87,6 +88,15 @@ def bind(config: NodeConfig, stack: contextlib.ExitStack | contextlib.AsyncExitS
 def accepts_peers(config: NodeConfig) -> bool:
     """Tell whether other nodes may dial this one: it has an address for them, and knows whom to trust."""
     return bool(config.peer_listen_address and config.peer_authentication.trusted_domain_suffixes)
+
+
+def heartbeat(config: NodeConfig, web: WebClient, certificate: CertificateSource) -> Heartbeat | None:
+    """Return what registers this node with an orchestrator, None where none is configured."""
+    if not config.registration_url:
+        return None
+    _, port = parse_host_port(config.backend_listen_address, socket.getservbyname)
+    registration = Registration(config.registration_url, port, config.region, config.stun_port)
+    return Heartbeat(registration, web, lambda: certificate.certificate is not None)
 
 
 def mesh_settings(config: NodeConfig, sockets: Sockets) -> MeshSettings:

@@ -5,7 +5,8 @@ Strategy: ``aiohttp`` speaks HTTP; this module decides what is asked of it, in o
 - TLS context of the caller: its roots, and the client certificate that is shown where a server asks for one. It is
   asked for at each request, and each request has a connection of its own: a renewed certificate is used at once, and
   no POST is lost on a connection that the server was just closing.
-- No redirect is followed: what is sent may be a token, and whoever answers for one URL does not speak for another.
+- No redirect is followed: what is sent may be a token, and whoever answers for one URL does not speak for another. The
+  caller that may follow one is told where it leads.
 - No cookie is kept, no compressed answer is accepted (a small one could become huge), ``~/.netrc`` is not read.
 - Proxies are those of the environment (``nexus.proxies``).
 
@@ -44,11 +45,16 @@ _UNCACHEABLE = re.compile(r"(?:^|[\s,])(?:no-store|no-cache)(?:$|[\s,])", re.IGN
 
 @dataclass(frozen=True, slots=True)
 class WebAnswer:
-    """A whole answer; ``max_age_s`` is how long it says it stays fresh, None where it does not say."""
+    """A whole answer; ``max_age_s`` is how long it says it stays fresh, None where it does not say.
+
+    ``location`` and ``retry_after`` are the header fields of these names, empty where they are absent.
+    """
 
     status: int
     body: bytes = field(repr=False)
     max_age_s: int | None = None
+    location: str = field(default="", repr=False)
+    retry_after: str = ""
 
 
 class Sockets:
@@ -124,7 +130,13 @@ class WebClient:
             ):
                 body = await _read(response.content, max_bytes)
                 cache = response.headers.get("Cache-Control", "")
-                return WebAnswer(response.status, body, parse_max_age(cache))
+                return WebAnswer(
+                    response.status,
+                    body,
+                    parse_max_age(cache),
+                    response.headers.get("Location", ""),
+                    response.headers.get("Retry-After", ""),
+                )
         except TimeoutError:
             raise WebError(f"no answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a URL or header that is none

@@ -56,6 +56,8 @@ class NodeStats:
     """Unix time at which the hub's certificate expires; None while there is none."""
     hub_certificate_renewal_seconds: float | None = None
     """Unix time at which the certificate is to be renewed by ACME; None without ACME, or without a certificate."""
+    registered_seconds: float | None = None
+    """Unix time of the last registration that the orchestrator took; None where there was none."""
     key_set_fetched_seconds: float | None = None
     """Unix time at which the key set of ``backendsJWKSURL`` was fetched last; None where it never was."""
     bandwidth_limit_bytes_per_second: int | None = None
@@ -85,6 +87,8 @@ class NodeStats:
     """What the remote verifier said, or that it said nothing, by result."""
     key_set_fetches_total: Mapping[str, int] = field(default_factory=dict)
     """Fetches of the key set of ``backendsJWKSURL``, by result."""
+    registrations_total: Mapping[str, int] = field(default_factory=dict)
+    """Registrations with the orchestrator, by result: registered, refused, failed."""
     acme_attempts_total: Mapping[str, int] = field(default_factory=dict)
     """Attempts to obtain the hub's certificate, by result: issued, refused, unreachable."""
     streams_reset_total: Mapping[str, int] = field(default_factory=dict)
@@ -149,6 +153,11 @@ _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
         "nexus_outbound_connections",
         lambda s: s.outbound_connections,
         "Outbound connections of backends, those being dialled and those not quite closed included.",
+    ),
+    (
+        "nexus_registered_timestamp_seconds",
+        lambda s: s.registered_seconds,
+        "Unix time of the last registration that the orchestrator took; absent where there was none.",
     ),
     (
         "nexus_key_set_fetched_timestamp_seconds",
@@ -230,6 +239,12 @@ _LABELLED_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], Mapping[str, int
         "result",
         lambda s: s.key_set_fetches_total,
         "Fetches of the key set of backendsJWKSURL, by result.",
+    ),
+    (
+        "nexus_registrations_total",
+        "result",
+        lambda s: s.registrations_total,
+        "Registrations with the orchestrator, heartbeats included, by result.",
     ),
     (
         "nexus_acme_attempts_total",

@@ -203,7 +203,7 @@ NODE_KEYS: tuple[Field, ...] = (
     ),
     _text(
         "authorizerCAFile",
-        "PEM file of the roots that verifier, key URL and status URIs are checked against; empty = system",
+        "PEM file of roots for checking verifier, key URL, status URIs and orchestrator; empty = system",
     ),
     _text(
         "peerCAFile", "PEM file of the roots that other nodes are checked against, in both directions; empty = system"

@@ -64,6 +64,8 @@ FULL = NodeStats(
     hub_certificate_renewal_seconds=1_860_000_000.0,
     acme_attempts_total={"refused": 27},
     stun_requests_total={"limited": 28},
+    registered_seconds=1_870_000_000.0,
+    registrations_total={"failed": 29},
     mesh=FULL_MESH,
 )
 
@@ -122,6 +124,8 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_hub_certificate_renewal_timestamp_seconds", ""): 1_860_000_000.0,
         ("nexus_acme_attempts_total", "refused"): 27,
         ("nexus_stun_requests_total", "limited"): 28,
+        ("nexus_registered_timestamp_seconds", ""): 1_870_000_000.0,
+        ("nexus_registrations_total", "failed"): 29,
         **samples(list(mesh_families(FULL_MESH))),
     }
 

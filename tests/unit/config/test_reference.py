@@ -7,7 +7,6 @@ from pathlib import Path
 
 from backend_client.config_keys import CLIENT_KEYS
 from nexus.config.keys import NODE_KEYS
-from nexus.config.unserved import UNSERVED
 from nexus.document import Field, Kind
 
 TEXT = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -43,9 +42,3 @@ def test_the_reference_gives_the_choices_of_every_key_that_has_them() -> None:
     meanings = {key: meaning for key, _, _, meaning in ROW.findall(TEXT)}
     for spec in NODE_KEYS:
         assert all(f"`{choice}`" in meanings[spec.key] for choice in spec.choices)
-
-
-def test_the_reference_names_what_is_not_served() -> None:
-    """The list in the page is that of the code."""
-    section = TEXT.split("### Understood, but not served by this version")[1].split("###")[0]
-    assert re.findall(r"`(\w+)`", section) == list(UNSERVED)

@@ -1,0 +1,1 @@
+"""Telling an orchestrator that this node is there, again and again."""
