@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from nexus.link import quiet
 from tests.support.hub import HOST, NAME, WAIT_S, eventually
 from tests.support.node import Config, configurations, port, running
 from tests.support.processes import Pki
+from tests.support.web_server import reply_json, web_server
 
 ON_BOTH_LOOPS = True
 REQUEST = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
@@ -413,3 +415,54 @@ def test_a_process_obeys_signals(config: Config, pki: Pki, caplog: pytest.LogCap
 
     run_node(config(), ready)
     assert "stopping" in caplog.text
+
+
+# -- Beside relaying ------------------------------------------------------------------------------------------------
+
+
+async def test_stun_and_registration_are_served_and_end_with_the_node(pki: Pki, config: Config) -> None:
+    """The orchestrator hears of both ports; a stop waits for neither."""
+    async with web_server(pki, reply_json({"heartbeat_interval": 3600})) as orchestrator:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("127.0.0.1", 0))
+            number = client.getsockname()[1]  # free a moment ago; the node takes it for TCP
+            settings = {
+                "registrationURL": orchestrator.url("/nodes"),
+                "authorizerCAFile": str(pki.ca_file),
+                "backendListenAddress": f"127.0.0.1:{number}",
+                "stunPort": number + 1 if number < 65_535 else number - 1,
+            }
+            async with running(pki, config(**settings)) as it:
+                assert [port(address) for address in it.addresses.stun] == [settings["stunPort"]]
+                client.connect(("127.0.0.1", port(it.addresses.stun[0])))
+                client.send(bytes.fromhex("000100002112a442") + bytes(12))
+                await eventually(lambda: it.node.stats().stun_requests_total == {"answered": 1}, "STUN is answered")
+                await eventually(lambda: it.node.stats().registrations_total == {"registered": 1}, "it is registered")
+                assert it.node.stats().registered_seconds is not None
+                await it.stop()
+        (asked,) = orchestrator.asked
+        assert json.loads(asked.body) == {"backendPort": number, "services": {"stunPort": settings["stunPort"]}}
+
+
+async def test_a_node_without_a_certificate_yet_serves_its_public_ports(
+    pki: Pki, config: Config, tmp_path: Path
+) -> None:
+    """It is alive and not ready, and says why; the hub's handshakes fail until there is one."""
+    acme = {
+        "hubTlsCertFile": "",
+        "hubTlsKeyFile": "",
+        "hubPublicHostname": NAME,
+        "acmeCacheDir": str(tmp_path / "acme"),
+        "acmeDirectoryURL": "http://127.0.0.1:9/dir",
+    }
+    async with running(pki, config(**acme)) as it:
+        _, writer = await it.client(REQUEST)
+        await eventually(lambda: it.node.stats().rejected_total == {"no_backend": 1}, "a client is answered")
+        assert it.node.stats().hub_certificate_expiry_seconds is None
+        assert it.node.readiness().reasons[0].startswith("the hub waits for its certificate")
+        await eventually(lambda: it.node.stats().acme_attempts_total == {"unreachable": 1}, "the CA is asked")
+        assert "http://127.0.0.1:9/dir: the CA cannot be reached" in it.node.readiness().reasons[0]
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            await it.backend()
+        writer.close()
+        await it.stop()
