@@ -30,6 +30,9 @@ FILE_MAX_BYTES = 1024 * 1024
 EXPIRY_NOTICE_S = 7 * 86_400
 """Seconds before expiry from which ``Certificate.warnings`` speaks: 90-day certificates renew 30 days ahead."""
 
+EXPIRY_NOTICE_SHARE = 0.25
+"""The same as a share of the lifetime, for certificates of days: those renew with a third of it left."""
+
 _MEMORY_FILES = Path("/proc/self/fd")
 """Where Linux names this process's open descriptors; other systems have no such directory."""
 
@@ -74,7 +77,7 @@ class Certificate:
             found.append(
                 f"{self.files.cert_file}: expired on {date_text(self.expires_at)}; renew it, clients refuse it"
             )
-        elif self.expires_at - now <= EXPIRY_NOTICE_S:
+        elif self.expires_at - now <= min(EXPIRY_NOTICE_S, (self.expires_at - self.not_before) * EXPIRY_NOTICE_SHARE):
             found.append(f"{self.files.cert_file}: expires on {date_text(self.expires_at)}; renew it")
         if now < self.not_before:
             found.append(

@@ -181,7 +181,8 @@ class ReloadingCertificate:
         """Look at the files once, as ``watch`` does."""
         try:
             if self.reload_if_changed():
-                _logger.info("%s: renewed, %s", self.files.cert_file, self._certificate.subject)
+                names = ", ".join(self._certificate.names) or self._certificate.subject
+                _logger.info("%s: renewed, %s", self.files.cert_file, names)
         except TlsFileError as error:
             _logger.error("%s (the old certificate stays in service)", error)  # noqa: TRY400 — it names file and mend
         warnings = self._certificate.warnings(self._clock())

@@ -200,6 +200,23 @@ def test_there_is_no_warning_a_second_before_the_notice(files: CertificateFiles)
     assert read_certificate(files).warnings(NOW + DAYS * DAY_S - EXPIRY_NOTICE_S - 1) == ()
 
 
+def test_a_certificate_of_days_is_warned_of_when_its_renewal_is_late(tmp_path: Path) -> None:
+    """It renews with a third of its lifetime left, which is less than a week from the beginning."""
+    days = 6
+    certificate = read_certificate(write(tmp_path, issue(create_ca("CA", NOW), ["hub.example.com"], NOW, days)))
+    lifetime_s = certificate.expires_at - certificate.not_before
+    assert certificate.warnings(certificate.expires_at - lifetime_s / 3) == ()
+    assert "expires on" in certificate.warnings(certificate.expires_at - lifetime_s / 5)[0]
+
+
+def test_half_a_chain_is_no_chain(pair: PemPair, ca: PemPair, tmp_path: Path) -> None:
+    """A file that is being written, or was cut off: clients would miss what is missing."""
+    whole = pair.cert_pem + ca.cert_pem
+    files = write(tmp_path, (whole[:-100], pair.key_pem))
+    with pytest.raises(TlsFileError, match="ends in the middle of a certificate; write the whole file anew"):
+        read_certificate(files)
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
 def test_a_key_that_others_can_read_is_a_warning(mode: int, files: CertificateFiles) -> None:
     """The warning is the command that mends it."""

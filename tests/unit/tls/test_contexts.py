@@ -335,7 +335,7 @@ async def test_watching_logs_each_thing_once(
         assert record.levelno == logging.ERROR
         assert "the old certificate stays in service" in record.message
         caplog.clear()
-        write(files, issue(ca, [HOST], now, 1))
+        write(files, issue(ca, [HOST], now - 28 * 86_400, 30))
         await looks(3)
         assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
         assert "expires on" in caplog.messages[1]
