@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
@@ -87,7 +87,9 @@ class _Plan:
 
     directory: Path
     development: bool
+    own_ca: bool
     hostname: str
+    acme_cache: str
     app: str
     cert: str
     key: str
@@ -106,6 +108,19 @@ def init(  # noqa: PLR0913 — one option for each choice
         bool,
         typer.Option("--dev", "--local-ca", help="Make a CA and certificates for development, in DIR/certs."),
     ] = False,
+    self_signed: Annotated[
+        bool,
+        typer.Option(
+            "--self-signed", help="Make a CA and a certificate for --hostname, in DIR/certs, for a real node."
+        ),
+    ] = False,
+    acme: Annotated[
+        bool, typer.Option("--acme", help="Let the node obtain a certificate for --hostname by itself.")
+    ] = False,
+    acme_cache_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where it keeps account and certificate.", show_default="DIR/acme_certs"),
+    ] = None,
     hostname: Annotated[
         str,
         typer.Option(
@@ -147,8 +162,9 @@ def init(  # noqa: PLR0913 — one option for each choice
     """
     if (cert is None) != (key is None):
         raise typer.BadParameter("--cert and --key belong together", param_hint="--cert")
-    if dev and cert is not None:
-        raise typer.BadParameter("makes a certificate; give it or --cert, not both", param_hint="--dev")
+    _check_source(hostname, {"--dev": dev, "--self-signed": self_signed, "--acme": acme, "--cert": cert is not None})
+    if acme_cache_dir is not None and not acme:
+        raise typer.BadParameter("has no effect without --acme", param_hint="--acme-cache-dir")
     relay_ports = tuple(relay_port or (DEVELOPMENT_RELAY_PORTS if dev else PUBLIC_RELAY_PORTS))
     if hub_port in relay_ports or len(set(relay_ports)) < len(relay_ports):
         raise typer.BadParameter("the hub and each relay port need a port of their own", param_hint="--relay-port")
@@ -156,7 +172,9 @@ def init(  # noqa: PLR0913 — one option for each choice
     plan = _Plan(
         directory=directory.absolute(),
         development=dev,
+        own_ca=dev or self_signed,
         hostname=hub_name,
+        acme_cache=str((acme_cache_dir or directory / "acme_certs").absolute()) if acme else "",
         app=backend_hostname or _default_app(hub_name, development=dev),
         cert=str(cert.absolute()) if cert else "",
         key=str(key.absolute()) if key else "",
@@ -167,6 +185,20 @@ def init(  # noqa: PLR0913 — one option for each choice
     written = _Written(force, time.time())
     _write_all(plan, written)
     _report(plan, written, show_secret=show_secret, as_json=as_json)
+
+
+def _check_source(hostname: str, given: Mapping[str, bool]) -> None:
+    """Refuse two sources of one certificate, and a source that needs a name without one."""
+    sources = [name for name, is_given in given.items() if is_given]
+    if len(sources) > 1:
+        raise typer.BadParameter(
+            f"says where the certificate comes from, and so does {sources[1]}; give one", param_hint=sources[0]
+        )
+    for name in ("--self-signed", "--acme"):
+        if given[name] and not hostname:
+            raise typer.BadParameter("needs --hostname NAME, the name that backends dial", param_hint=name)
+    if given["--acme"] and is_ip(hostname):
+        raise typer.BadParameter("--hostname must be a name of the DNS, not an address", param_hint="--acme")
 
 
 def _default_hostname(cert: Path | None, key: Path | None, *, development: bool) -> str:
@@ -186,7 +218,7 @@ def _default_app(hub_name: str, *, development: bool) -> str:
 
 def _write_all(plan: _Plan, written: _Written) -> None:
     plan.directory.mkdir(parents=True, exist_ok=True)
-    if plan.development:
+    if plan.own_ca:
         _write_certificates(plan, written)
     _write(written, plan.file("secret"), lambda: secrets.token_hex(SECRET_BYTES) + "\n")
     _write(written, plan.file("server.yaml"), lambda: node_text(_node_file(plan)))
@@ -225,8 +257,10 @@ def _node_file(plan: _Plan) -> NodeFile:
         hub_address=f"{'127.0.0.1' if is_local else ''}:{plan.hub_port}",
         relay_ports=plan.relay_ports,
         secret_file=plan.file("secret"),
-        cert_file=str(certs / "hub.pem") if plan.development else plan.cert,
-        key_file=str(certs / "hub.key") if plan.development else plan.key,
+        cert_file=str(certs / "hub.pem") if plan.own_ca else plan.cert,
+        key_file=str(certs / "hub.key") if plan.own_ca else plan.key,
+        public_hostname=plan.hostname if plan.acme_cache else "",
+        acme_cache=plan.acme_cache,
         bind_addresses=("127.0.0.1",) if is_local else (),
     )
 
@@ -240,7 +274,7 @@ def _client_file(plan: _Plan) -> ClientFileText:
         secret_file=plan.file("secret"),
         targets={plan.relay_ports[0]: plan.target},
         unmapped_ports=plan.relay_ports[1:],
-        ca_file=str(plan.file("certs", "ca.pem")) if plan.development else "",
+        ca_file=str(plan.file("certs", "ca.pem")) if plan.own_ca else "",
     )
 
 
@@ -258,7 +292,12 @@ def _report(plan: _Plan, written: _Written, *, show_secret: bool, as_json: bool)
         render.data(f"secret   {secret}")
     if any(entry["action"] == "kept" for entry in written.files):
         render.say("Kept files were not looked at: they may differ from the options given. --force replaces them.")
-    if not plan.development and not plan.cert:
+    if plan.acme_cache:
+        render.say(
+            f"Using ACME means that you accept the terms of the CA. Point {plan.hostname} at this node, and see "
+            f"nexus cert status -c {plan.file('server.yaml')}."
+        )
+    elif not plan.own_ca and not plan.cert:
         render.say(
             f"Fill in hubTlsCertFile and hubTlsKeyFile in {plan.file('server.yaml')}: the hub needs a certificate."
         )
@@ -273,7 +312,7 @@ def _next_steps(plan: _Plan) -> list[str]:
         f"nexus serve -c {plan.file('server.yaml')}",
         f"nexus client run -c {plan.file('client.yaml')}",
     ]
-    if plan.development:
+    if plan.own_ca:
         certs = plan.file("certs")
         pair = f"-cert {certs / 'app.pem'} -key {certs / 'app.key'}"
         where = f"{plan.app}:{plan.relay_ports[0]}"

@@ -24,6 +24,8 @@ class NodeFile:
     bind_addresses: Sequence[str] = ()
     admin_address: str = ""
     mesh: MeshText | None = None
+    public_hostname: str = ""
+    acme_cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,6 @@ class ClientFileText:
 
 def node_text(node: NodeFile) -> str:
     """Return the node's configuration file."""
-    certificate = (
-        "# The hub's certificate chain and private key (PEM); renewed files are noticed by themselves."
-        if node.cert_file
-        else "# FILL IN: the hub's certificate chain and private key (PEM), for the name that backends dial."
-    )
     return f"""\
 # A Nexus Proxy node. Check: nexus config check {node.path}
 # Run: nexus serve -c {node.path}
@@ -72,9 +69,7 @@ relayPorts: {_value(list(node.relay_ports))}
 # The secret that backends sign their tokens with (nexus token --secret-file uses the same file).
 backendsJWTSecretFile: {_value(str(node.secret_file))}
 
-{certificate}
-hubTlsCertFile: {_value(node.cert_file)}
-hubTlsKeyFile: {_value(node.key_file)}
+{_certificate_text(node)}
 
 # Seconds without traffic after which a client is closed; 0 = never.
 idleTimeoutSeconds: 300
@@ -82,6 +77,24 @@ idleTimeoutSeconds: 300
 # Status and metrics, on loopback only.
 {_line("adminListenAddress", node.admin_address, '"127.0.0.1:9464"')}
 {_mesh_text(node.mesh)}"""
+
+
+def _certificate_text(node: NodeFile) -> str:
+    if node.public_hostname:
+        return f"""\
+# The hub's name; its certificate comes from Let's Encrypt, by port 80 or 443 of this node, and is renewed in time.
+hubPublicHostname: {_value(node.public_hostname)}
+# Account and certificate: keep it.
+acmeCacheDir: {_value(node.acme_cache)}
+# While trying things out: certificates that nobody trusts, and generous limits.
+# acmeDirectoryURL: "letsencrypt-staging"
+# acmeEmail: "admin@example.com\""""
+    what = (
+        "# The hub's certificate chain and private key (PEM); renewed files are noticed by themselves."
+        if node.cert_file
+        else "# FILL IN: the hub's certificate chain and private key (PEM), for the name that backends dial."
+    )
+    return f"{what}\nhubTlsCertFile: {_value(node.cert_file)}\nhubTlsKeyFile: {_value(node.key_file)}"
 
 
 def _mesh_text(mesh: MeshText | None) -> str:

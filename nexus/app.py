@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import time
@@ -22,6 +23,7 @@ from nexus.admin.metrics import NodeStats, node_registry
 from nexus.admin.server import AdminServer, Readiness
 from nexus.assembly import (
     Sockets,
+    accepts_peers,
     authenticator,
     bind,
     heartbeat,
@@ -54,6 +56,7 @@ from nexus.mesh.links import PeerServer
 from nexus.mesh.mesh import Mesh
 from nexus.mesh.peers_file import PeersFile
 from nexus.sockets import format_address
+from nexus.systemd import ServiceManager
 from nexus.tls.contexts import CertificateSource, WebContext, hub_client_context
 from nexus.transport import LocalFirst
 from nexus.web import WebClient
@@ -86,10 +89,12 @@ OnReady = Callable[[NodeAddresses], None]
 class Node:
     """One node: construct, ``run``, ``stop``."""
 
-    def __init__(self, config: NodeConfig, peers: PeersFile | None = None) -> None:
+    def __init__(
+        self, config: NodeConfig, peers: PeersFile | None = None, manager: ServiceManager | None = None
+    ) -> None:
         """Read certificates, keys and the revocation list; nothing listens yet.
 
-        ``peers`` is where the list of other nodes is followed.
+        ``peers`` is where the list of other nodes is followed; ``manager`` is told how the node is.
 
         Raises:
             TlsFileError: the hub's certificate or key, or ``authorizerCAFile``, cannot be used.
@@ -115,6 +120,8 @@ class Node:
         self._stun = StunServer()
         self._peers = peers
         self._credentials = PeerCredentials(config, lambda: self._certificate.certificate)
+        if accepts_peers(config):
+            self._credentials.server_context()  # what stops it is told at the start
         roots = hub_client_context(ca_file) if ca_file is not None else None
         self._status = StatusClient(roots, map(parse_network, config.status_private_networks))
         self._hub = HubServer(
@@ -126,6 +133,7 @@ class Node:
             ask_status=self._status.ask,
             outbound=outbound_policy(config),
         )
+        self._manager = manager or ServiceManager({})
         self._started_at = time.time()
         self._ready = False
         self._stop: asyncio.Event = asyncio.Event()
@@ -157,6 +165,7 @@ class Node:
                 if self._peers is not None:
                     background.append(tasks.create_task(self._peers.follow(discovery)))
                 self._ready = True
+                self._manager.ready(self.status())
                 if on_ready is not None:
                     on_ready(_addresses(sockets, admin))
                 await self._stop.wait()
@@ -167,6 +176,7 @@ class Node:
 
     def _background(self, sockets: Sockets) -> Iterator[Coroutine[None, None, None]]:
         """Return what runs until the node ends."""
+        yield self._manager.keep_alive(self.status)
         yield self._certificate.watch(CERTIFICATE_WATCH_S)
         yield self._sweep()
         yield self._udp.sweep()
@@ -184,14 +194,17 @@ class Node:
         """End ``run`` in order; idempotent."""
         if not self._stop.is_set():
             _log.info("stopping")
+            self._manager.stopping(self._config.shutdown_grace_s + 2 * CLOSE_TIMEOUT_S)
             self._stop.set()
 
     def reload(self) -> None:
         """Look at all files that are followed now rather than at their next turn; a bad one is logged, not used."""
+        self._manager.reloading()
         self._certificate.look()
         self._auth.look(self._hub.close_revoked)
         if self._peers is not None:
             self._peers.look()
+        self._manager.ready(self.status())
 
     # -- Start ------------------------------------------------------------------------------------------------------
 
@@ -215,6 +228,13 @@ class Node:
             await asyncio.sleep(interval_s)
             for backend in tuple(self.registry.sessions):
                 backend.sweep(loop.time(), timeout_s)
+
+    def status(self) -> str:
+        """Return how the node is, in a line for people."""
+        reasons = self.readiness().reasons
+        sessions = [backend.session for backend in self.registry.sessions]
+        streams = sum(len(session.streams) + len(session.flows) for session in sessions)
+        return "; ".join((f"{len(sessions)} backends, {streams} streams, {len(self.mesh.peers)} peers", *reasons))
 
     def readiness(self) -> Readiness:
         """Tell whether this node should be given traffic."""
@@ -346,7 +366,7 @@ def run_node(config: NodeConfig, on_ready: OnReady | None = None, peers: PeersFi
     """
 
     async def main() -> None:
-        node = Node(config, peers)
+        node = Node(config, peers, ServiceManager(os.environ))
         on_stop_signal(node.stop)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload)
         await node.run(on_ready)

@@ -26,6 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
+from nexus.errors import TlsFileError
 from nexus.tls.certificates import Certificate, refused_by_openssl
 from nexus.tls.contexts import ALPN, FollowingContext, identified_client_context, unusable_roots
 from nexus.tls.tls_object import TlsObject
@@ -50,8 +51,8 @@ class PeerServerContext(ssl.SSLContext):
     def __init__(self, certificate: Certificate | None, ca_file: Path | None = None) -> None:
         """Show ``certificate``; believe the CAs of ``ca_file`` (PEM) alone, without it those of the system.
 
-        Without ``certificate`` every handshake fails. Raises TlsFileError when OpenSSL refuses the certificate, or
-        when ``ca_file`` cannot be used.
+        Without ``certificate`` every handshake fails. Raises TlsFileError when OpenSSL refuses the certificate, when
+        ``ca_file`` cannot be used, or when the system forbids what the verification needs.
         """
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
@@ -59,8 +60,14 @@ class PeerServerContext(ssl.SSLContext):
         context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)  # one call writes all, as with ssl
-        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify)
-        context.set_alpn_select_callback(_select_alpn)
+        try:
+            context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify)
+            context.set_alpn_select_callback(_select_alpn)
+        except MemoryError:  # cffi's callbacks are written at run time
+            raise TlsFileError(
+                "peerListenAddress: this system lets no program run memory that it wrote, which judging other nodes "
+                "needs; lift MemoryDenyWriteExecute (systemd) or execmem (SELinux), or delete the key"
+            ) from None
         _trust(context, ca_file)
         if certificate is not None:
             _show(context, certificate)
@@ -90,8 +97,20 @@ class PeerContexts:
 
         Raises TlsFileError when OpenSSL refuses the certificate, or when ``ca_file`` cannot be used.
         """
-        self.accepting = FollowingContext(certificate, lambda shown: PeerServerContext(shown, ca_file), "nodes")
         self.dialling = FollowingContext(certificate, lambda shown: identified_client_context(shown, ca_file), "nodes")
+        self._certificate = certificate
+        self._ca_file = ca_file
+        self._accepting: FollowingContext | None = None
+
+    def accepting(self) -> ssl.SSLContext:
+        """Return the context that accepts nodes; only whoever asks for it needs what it needs.
+
+        Raises TlsFileError when OpenSSL refuses the certificate, or the system does not let it be verified.
+        """
+        if self._accepting is None:
+            make = PeerServerContext
+            self._accepting = FollowingContext(self._certificate, lambda shown: make(shown, self._ca_file), "nodes")
+        return self._accepting()
 
 
 def peer_certificate(transport: asyncio.BaseTransport) -> bytes | None:

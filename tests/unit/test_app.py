@@ -22,6 +22,7 @@ from nexus.admin.probe import probe
 from nexus.app import Node, NodeAddresses, run_node
 from nexus.errors import ConfigError, TlsFileError
 from nexus.link import quiet
+from nexus.systemd import ServiceManager
 from tests.support.hub import HOST, NAME, WAIT_S, eventually
 from tests.support.node import Config, configurations, port, running
 from tests.support.processes import Pki
@@ -442,6 +443,24 @@ async def test_stun_and_registration_are_served_and_end_with_the_node(pki: Pki, 
                 await it.stop()
         (asked,) = orchestrator.asked
         assert json.loads(asked.body) == {"backendPort": number, "services": {"stunPort": settings["stunPort"]}}
+
+
+async def test_the_service_manager_hears_how_the_node_is(config: Config, tmp_path: Path) -> None:
+    """Ready only once it serves; then every change."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(WAIT_S)
+        node = Node(config(), manager=ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "notify")}))
+        async with asyncio.TaskGroup() as tasks:
+            ready = asyncio.Event()
+            tasks.create_task(node.run(lambda _: ready.set()))
+            await ready.wait()
+            assert listening.recv(1000) == b"READY=1\nSTATUS=0 backends, 0 streams, 0 peers"
+            node.reload()
+            assert listening.recv(1000).startswith(b"RELOADING=1\n")
+            assert listening.recv(1000).startswith(b"READY=1\n")
+            node.stop()
+            assert listening.recv(1000).startswith(b"STOPPING=1\n")
 
 
 async def test_a_node_without_a_certificate_yet_serves_its_public_ports(

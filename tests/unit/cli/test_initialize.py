@@ -12,6 +12,7 @@ import pytest
 from backend_client.config import load_client_file
 from nexus.auth.tokens import verify_token
 from nexus.config.load import load_node_config
+from nexus.tls.certificates import CertificateFiles, read_certificate
 from nexus.tls.localca import create_ca, issue
 from tests.support.command_line import Outcome, nexus
 
@@ -246,3 +247,56 @@ def test_next_steps_are_messages_not_data(tmp_path: Path) -> None:
     outcome = nexus("init", str(tmp_path), "--dev")
     assert all(line.split()[0] == "created" for line in outcome.stdout.splitlines())
     assert f"nexus serve -c {tmp_path / 'server.yaml'}" in outcome.stderr
+
+
+def test_acme_needs_nothing_but_a_name(tmp_path: Path) -> None:
+    """The check passes; the cache is where it was wanted, and nothing is to be filled in."""
+    outcome = nexus("init", str(tmp_path), "--acme", "--hostname", "hub.example.com", "--acme-cache-dir", "/var/lib/x")
+    assert outcome.code == 0
+    assert "accept the terms of the CA" in outcome.stderr
+    assert "Fill in" not in outcome.stderr
+    text = (tmp_path / "server.yaml").read_text()
+    assert 'hubPublicHostname: "hub.example.com"\n' in text
+    assert 'acmeCacheDir: "/var/lib/x"\n' in text
+    assert "hubTlsCertFile" not in text
+    assert nexus("config", "check", "--strict", str(tmp_path / "server.yaml")).code == 0
+    assert "wss://hub.example.com:8443/connect" in (tmp_path / "client.yaml").read_text()
+
+
+def test_the_cache_is_beside_the_configuration_by_default(tmp_path: Path) -> None:
+    """As an absolute path, wherever the node is started."""
+    assert nexus("init", str(tmp_path), "--acme", "--hostname", "hub.example.com").code == 0
+    assert f'acmeCacheDir: "{tmp_path / "acme_certs"}"' in (tmp_path / "server.yaml").read_text()
+
+
+def test_self_signed_is_for_a_real_node(tmp_path: Path) -> None:
+    """Public ports on all interfaces; backends trust the CA that was made."""
+    outcome = nexus("init", str(tmp_path), "--self-signed", "--hostname", "hub.example.com")
+    assert outcome.code == 0
+    node, client = (tmp_path / "server.yaml").read_text(), (tmp_path / "client.yaml").read_text()
+    assert 'backendListenAddress: ":8443"' in node
+    assert "relayPorts: [443, 80]" in node
+    assert f'caFile: "{tmp_path / "certs" / "ca.pem"}"' in client
+    names = read_certificate(CertificateFiles(tmp_path / "certs" / "hub.pem", tmp_path / "certs" / "hub.key")).names
+    assert names[0] == "hub.example.com"
+    assert nexus("config", "check", "--strict", str(tmp_path / "server.yaml")).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--acme"], "needs --hostname NAME"),
+        (["--self-signed"], "needs --hostname NAME"),
+        (["--acme", "--hostname", "192.0.2.1"], "must be a name of the DNS"),
+        (["--acme", "--dev", "--hostname", "a.example"], "and so does --acme; give one"),
+        (["--acme", "--cert", "a", "--key", "b", "--hostname", "a.example"], "and so does --cert; give one"),
+        (["--dev", "--self-signed", "--hostname", "a.example"], "and so does --self-signed; give one"),
+        (["--acme-cache-dir", "x"], "has no effect without --acme"),
+    ],
+)
+def test_one_source_of_certificates_at_a_time(tmp_path: Path, options: list[str], why: str) -> None:
+    """Nothing is written."""
+    outcome = nexus("init", str(tmp_path / "new"), *options)
+    assert outcome.code == 2
+    assert why in " ".join(outcome.stderr.split())
+    assert not (tmp_path / "new").exists()

@@ -473,3 +473,18 @@ async def test_a_link_without_tls_has_no_certificate() -> None:
         assert await reader.read() == b""
         assert peer_certificate(writer.transport) is None
         writer.close()
+
+
+async def test_a_system_without_writable_code_is_told_what_to_lift(
+    hub: Certificate, ca_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hardened service; whoever accepts no nodes does not notice."""
+
+    def refuse(*_: object) -> None:
+        raise MemoryError("Cannot allocate write+execute memory")
+
+    monkeypatch.setattr(SSL.Context, "set_verify", refuse)
+    contexts = PeerContexts(lambda: hub, ca_file)
+    assert contexts.dialling()
+    with pytest.raises(TlsFileError, match=r"peerListenAddress: .* lift MemoryDenyWriteExecute"):
+        contexts.accepting()
