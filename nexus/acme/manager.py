@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from nexus import __version__
 from nexus.acme.challenges import Challenges
-from nexus.acme.schedule import renewal_time, retry_delay_s
+from nexus.acme.schedule import RETRY_AFTER_MAX_S, renewal_time, retry_delay_s
 from nexus.acme.settings import AcmeSettings
 from nexus.acme.store import State, Store
 from nexus.errors import AcmeError, TlsFileError
@@ -161,7 +161,8 @@ class AcmeCertificate:
     def _due_at(self, now: float) -> float:
         """Return when the next attempt begins, in unix seconds."""
         certificate = self.certificate
-        return max(now if certificate is None else self._renew_at(certificate), self._state.retry_at)
+        retry_at = min(self._state.retry_at, now + RETRY_AFTER_MAX_S)  # it may come from a clock that was wrong
+        return max(now if certificate is None else self._renew_at(certificate), retry_at)
 
     def _renew_at(self, certificate: Certificate) -> float:
         """Return what was decided for this certificate; decide where nothing was."""
@@ -188,7 +189,11 @@ class AcmeCertificate:
         loop = asyncio.get_running_loop()
 
         def publish(token: str, key_authorization: str) -> None:
-            asyncio.run_coroutine_threadsafe(self._publish(token, key_authorization), loop).result(_PUBLISH_TIMEOUT_S)
+            published = asyncio.run_coroutine_threadsafe(self._publish(token, key_authorization), loop)
+            try:
+                published.result(_PUBLISH_TIMEOUT_S)
+            except TimeoutError:
+                raise AcmeError("this node is too busy to answer the CA; it is tried again", reached=False) from None
 
         replaced = self.certificate.pem if self.certificate is not None else None
         _log.info("%s: asking %s for a certificate by %s", settings.hostname, settings.directory_url, challenge)

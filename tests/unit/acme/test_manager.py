@@ -265,6 +265,26 @@ async def test_a_directory_that_cannot_be_written_to_is_told(world: World, monke
         assert "No space left on device; check its owner and the disk" in it.unready()[0]
 
 
+async def test_a_retry_that_a_wrong_clock_noted_is_not_waited_for(world: World) -> None:
+    """A machine that once believed to be in another century."""
+    world.store.prepare()
+    world.store.save_state(State(asked=URL, failures=1, error="why", retry_at=time.time() + 1000 * DAY))
+    world.ca.outcomes = [pair()]
+    it = world.made()
+    assert it._due_at(world.now()) <= world.now() + 7 * DAY
+
+
+async def test_a_node_that_is_too_busy_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the CA, and no attempt that counts."""
+    monkeypatch.setattr("nexus.acme.manager._PUBLISH_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("nexus.acme.manager.SHARE_S", 0.5)
+    it = world.made()
+    it.has_peers = lambda: True
+    await it._attempt()
+    assert it.attempts == {"unreachable": 1}
+    assert "too busy" in it.unready()[0]
+
+
 async def test_a_fault_nobody_thought_of_does_not_end_the_node(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """It is a failed attempt, and its trace is in the log."""
     world.ca.outcomes = [IndexError("a fault of the library"), pair()]
