@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from cli import cert, client, config, demo, expose, initialize, render, serve, token, version
+from cli import cert, client, config, demo, expose, initialize, render, serve, status, token, version
 from cli.options import EPILOG, EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from nexus.config.keys import ENVIRONMENT_PREFIX
 from nexus.errors import ConfigError, NexusError, TlsFileError
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.command("init", epilog=EPILOG)(initialize.init)
 app.command(epilog=EPILOG)(serve.serve)
+app.command(epilog=EPILOG)(status.status)
 app.add_typer(token.app, name="token")
 app.add_typer(config.app, name="config")
 app.add_typer(cert.app, name="cert")
