@@ -41,7 +41,8 @@ def write_private(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``, readable and writable by the owner only (0600), in one step.
 
     The bytes are on the disk when this returns. The directory must exist; a symbolic link at ``path`` is replaced, not
-    followed. Raises OSError, and then leaves the old file as it was and no temporary file behind.
+    followed. What root replaces keeps its owner. Raises OSError, and then leaves the old file as it was and no
+    temporary file behind.
     """
     _write(path, data, PRIVATE_MODE)
 
@@ -159,6 +160,7 @@ def _write(path: Path, data: bytes, mode: int) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)  # the umask took its part of the mode above
+            _keep_owner(file.fileno(), path)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -168,6 +170,20 @@ def _write(path: Path, data: bytes, mode: int) -> None:
             temporary.unlink()
         raise
     _sync_directory(path.parent)
+
+
+def give_to_owner_of(path: Path, like: Path) -> None:
+    """Let ``path`` belong to whom ``like`` belongs, where root made it; raises OSError."""
+    if os.geteuid() == 0:
+        owner = like.stat()
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def _keep_owner(descriptor: int, path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if os.geteuid() == 0:
+            replaced = path.lstat()
+            os.fchown(descriptor, replaced.st_uid, replaced.st_gid)
 
 
 def _sync_directory(directory: Path) -> None:

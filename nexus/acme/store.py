@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from nexus.errors import AcmeError, ConfigError, Problem
-from nexus.files import file_signature, write_private
+from nexus.files import file_signature, give_to_owner_of, write_private
 
 _log = logging.getLogger("nexus.acme")
 
@@ -67,13 +67,15 @@ class Store:
         self._account = directory / "acme_account+key"
 
     def prepare(self) -> None:
-        """Make the directory.
+        """Make the directory; root makes it for the owner of the one above.
 
         Raises:
             ConfigError: it cannot be made, or not be written to.
         """
         try:
-            self.directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            if not self.directory.exists():
+                self.directory.mkdir(mode=DIRECTORY_MODE, parents=True)
+                give_to_owner_of(self.directory, self.directory.parent)
             write_private(self.directory / ".writable", b"")
             (self.directory / ".writable").unlink()
         except OSError as error:
@@ -96,7 +98,7 @@ class Store:
 
     def save_pair(self, key_pem: bytes, chain_pem: bytes) -> None:
         """Keep a pair. Raises OSError."""
-        write_private(self._host, key_pem + chain_pem)
+        self._write(self._host, key_pem + chain_pem)
 
     # -- Account ----------------------------------------------------------------------------------------------------
 
@@ -113,7 +115,7 @@ class Store:
             self._account.replace(aside)
             _log.warning("%s: holds no usable key; moved to %s, and a new account is made", self._account, aside.name)
         made = ec.generate_private_key(ec.SECP256R1())
-        write_private(self._account, key_to_pem(made))
+        self._write(self._account, key_to_pem(made))
         return made
 
     # -- State ------------------------------------------------------------------------------------------------------
@@ -129,13 +131,13 @@ class Store:
 
     def save_state(self, state: State) -> None:
         """Keep what is known. Raises OSError."""
-        write_private(self._state, (json.dumps(asdict(state), indent=2) + "\n").encode())
+        self._write(self._state, (json.dumps(asdict(state), indent=2) + "\n").encode())
 
     # -- Wishes -----------------------------------------------------------------------------------------------------
 
     def ask_to_renew(self) -> None:
         """Leave an operator's wish for the node. Raises OSError."""
-        write_private(self._renew, b"")
+        self._write(self._renew, b"")
 
     def has_wish(self) -> bool:
         """Tell whether a wish was left that no node has heard."""
@@ -148,6 +150,11 @@ class Store:
         except OSError:
             return False
         return True
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Write a file for the directory's owner: root may run the command line, and another user the node."""
+        write_private(path, data)
+        give_to_owner_of(path, self.directory)
 
 
 def read_account_secret(path: Path) -> str:

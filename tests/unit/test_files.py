@@ -15,6 +15,7 @@ from nexus.files import (
     PRIVATE_MODE,
     PUBLIC_MODE,
     FollowedFile,
+    give_to_owner_of,
     is_exposed,
     parse_text,
     read_file,
@@ -207,3 +208,15 @@ def test_what_is_not_there_is_not_exposed(tmp_path: Path) -> None:
     """Others tell of it."""
     assert not is_exposed(tmp_path / "absent")
     assert not is_exposed(Path("a\0b"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes for others")
+def test_what_root_replaces_keeps_its_owner(tmp_path: Path) -> None:
+    """The service that reads it runs as somebody else."""
+    path = tmp_path / "key"
+    path.write_text("old")
+    os.chown(path, 12_345, 12_346)
+    write_private(path, b"new")
+    assert (path.read_bytes(), path.stat().st_uid, path.stat().st_gid) == (b"new", 12_345, 12_346)
+    give_to_owner_of(path, tmp_path)
+    assert path.stat().st_uid == tmp_path.stat().st_uid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,18 @@ def test_no_key_is_logged(store: Store, caplog: pytest.LogCaptureFixture) -> Non
     (store.directory / "acme_account+key").write_text("-----BEGIN secret-bytes")
     store.account_key()
     assert "secret-bytes" not in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes for others")
+def test_what_root_writes_belongs_to_the_nodes_user(tmp_path: Path) -> None:
+    """A command of the operator's must not leave files that the node cannot read."""
+    os.chown(tmp_path, 12_345, 12_346)
+    store = Store(tmp_path / "acme", HOST)
+    store.prepare()
+    store.save_pair(b"key", b"chain")
+    store.save_state(State())
+    store.ask_to_renew()
+    store.account_key()
+    found = [store.directory, *store.directory.iterdir()]
+    assert len(found) == 5
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in found} == {(12_345, 12_346)}
