@@ -192,13 +192,13 @@ def test_a_whole_life(machine: Machine) -> None:
 
     upgraded = machine.install("upgrade", "--wheel", wheel(machine.dist, "99.0.0"))
     assert upgraded.returncode == 0, upgraded.stderr
-    assert machine.run("nexus", "version").stdout.startswith("nexus-proxy 99.0.0")
+    assert machine.run("/usr/local/bin/nexus", "version").stdout.startswith("nexus-proxy 99.0.0")
     assert machine.read("/etc/nexus-proxy/secret").strip() == secret
     assert machine.exists("/etc/systemd/system/nexus-proxy.service.d/own.conf")
     assert machine.read("/etc/systemd/system/nexus-proxy.service") == UNIT.read_text()
     back = machine.install("rollback")
     assert back.returncode == 0, back.stderr
-    assert machine.run("nexus", "version").stdout == first
+    assert machine.run("/usr/local/bin/nexus", "version").stdout == first
 
     renewed = machine.install("reconfigure", "--hostname", "other.example.test")
     assert renewed.returncode == 0, renewed.stderr
