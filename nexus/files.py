@@ -37,14 +37,14 @@ FileSignature: TypeAlias = tuple[int, int, int] | None
 T = TypeVar("T")
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes, owner: Path | None = None) -> None:
     """Replace ``path`` by ``data``, readable and writable by the owner only (0600), in one step.
 
     The bytes are on the disk when this returns. The directory must exist; a symbolic link at ``path`` is replaced, not
-    followed. What root replaces keeps its owner. Raises OSError, and then leaves the old file as it was and no
-    temporary file behind.
+    followed. What root replaces keeps its owner, or gets that of the file or directory ``owner``. Raises OSError, and
+    then leaves the old file as it was and no temporary file behind.
     """
-    _write(path, data, PRIVATE_MODE)
+    _write(path, data, PRIVATE_MODE, owner)
 
 
 def write_public(path: Path, data: bytes) -> None:
@@ -153,14 +153,14 @@ def _refusal(source: str, line: int, what: str, mend: str) -> ConfigError:
     return ConfigError(Problem(source, line, "", what, mend))
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
+def _write(path: Path, data: bytes, mode: int, owner: Path | None = None) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TEMPORARY_NAME_BYTES)}.tmp")
     # O_EXCL: a name prepared by somebody else, link or file, is an error rather than a place to put a secret.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)  # the umask took its part of the mode above
-            _keep_owner(file.fileno(), path)
+            _give_to_owner_of(file.fileno(), owner or path)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -179,11 +179,12 @@ def give_to_owner_of(path: Path, like: Path) -> None:
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
-def _keep_owner(descriptor: int, path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
+def _give_to_owner_of(descriptor: int, like: Path) -> None:
+    """Let a file that root writes belong to whom ``like`` belongs, before it has its name."""
+    with contextlib.suppress(FileNotFoundError):  # nothing is replaced
         if os.geteuid() == 0:
-            replaced = path.lstat()
-            os.fchown(descriptor, replaced.st_uid, replaced.st_gid)
+            known = like.lstat()
+            os.fchown(descriptor, known.st_uid, known.st_gid)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import re
+import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -76,8 +77,8 @@ class Store:
             if not self.directory.exists():
                 self.directory.mkdir(mode=DIRECTORY_MODE, parents=True)
                 give_to_owner_of(self.directory, self.directory.parent)
-            write_private(self.directory / ".writable", b"")
-            (self.directory / ".writable").unlink()
+            with tempfile.TemporaryFile(dir=self.directory):
+                pass
         except OSError as error:
             what = f"{self.directory}: cannot be written to: {error.strerror}"
             raise ConfigError(
@@ -153,8 +154,7 @@ class Store:
 
     def _write(self, path: Path, data: bytes) -> None:
         """Write a file for the directory's owner: root may run the command line, and another user the node."""
-        write_private(path, data)
-        give_to_owner_of(path, self.directory)
+        write_private(path, data, owner=self.directory)
 
 
 def read_account_secret(path: Path) -> str:

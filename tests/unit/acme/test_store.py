@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,21 @@ def test_what_root_writes_belongs_to_the_nodes_user(tmp_path: Path) -> None:
     found = [store.directory, *store.directory.iterdir()]
     assert len(found) == 5
     assert {(path.stat().st_uid, path.stat().st_gid) for path in found} == {(12_345, 12_346)}
+
+
+def test_a_wish_may_be_heard_the_moment_it_is_there(store: Store) -> None:
+    """A node that is quick takes the file away; whoever left it sees no error."""
+    over = threading.Event()
+
+    def listen() -> None:
+        while not over.is_set():
+            store.hear_wish()
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        for _ in range(200):
+            store.ask_to_renew()
+    finally:
+        over.set()
+        thread.join(10)
