@@ -101,7 +101,7 @@ def _interval_s(body: bytes) -> float | None:
         or (isinstance(found, float) and math.isnan(found))
     ):
         return 0.0
-    return float(min(found, INTERVAL_MAX_S))  # Python's integers may be longer than a float can be
+    return float(max(0, min(found, INTERVAL_MAX_S)))  # Python's integers may be longer than a float can be, either way
 
 
 def _retry_after_s(text: str, now: float) -> float | None:

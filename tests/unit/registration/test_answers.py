@@ -37,6 +37,8 @@ URL = "https://registry.example.com/nodes"
         (b'{"heartbeat_interval": NaN}', INTERVAL_MIN_S),
         (b'{"heartbeat_interval": 1e300}', INTERVAL_MAX_S),
         (b'{"heartbeat_interval": 1' + b"0" * 400 + b"}", INTERVAL_MAX_S),
+        (b'{"heartbeat_interval": -1' + b"0" * 400 + b"}", INTERVAL_MIN_S),
+        (b'{"heartbeat_interval": -Infinity}', INTERVAL_MIN_S),
     ],
 )
 def test_the_orchestrator_says_when_to_come_again(body: bytes, wait_s: float) -> None:
