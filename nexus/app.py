@@ -162,6 +162,7 @@ class Node:
                 discovery = Discovery(usable_entries(self._config.peers), fleet.change, self._credentials.covers)
                 background = [tasks.create_task(main) for main in self._background(sockets)]
                 background.append(tasks.create_task(discovery.run()))
+                beats = [tasks.create_task(self._heartbeat.run())] if self._heartbeat is not None else []
                 if self._peers is not None:
                     background.append(tasks.create_task(self._peers.follow(discovery)))
                 self._ready = True
@@ -169,6 +170,8 @@ class Node:
                 if on_ready is not None:
                     on_ready(_addresses(sockets, admin))
                 await self._stop.wait()
+                for task in beats:  # before anything else: nobody is to be sent to a node that drains
+                    task.cancel()
                 fleet.close()
                 await self._end()
                 for task in background:
@@ -185,8 +188,6 @@ class Node:
         yield self._hub.serve(sockets.hub)
         if self._auth.key_url is not None:
             yield self._auth.key_url.run()
-        if self._heartbeat is not None:
-            yield self._heartbeat.run()
         if sockets.peer is not None:
             yield PeerServer(self.mesh, self._credentials).serve(sockets.peer)
 
@@ -305,6 +306,7 @@ class Node:
         """Take nothing new, let what moves go on for the grace period, then say goodbye to backends and peers."""
         self._listeners.close()
         self._udp.close()
+        self._stun.close()
         self.registry.closed = True
         self.mesh.retire()
         await wait_until_quiet(

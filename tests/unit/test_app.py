@@ -26,7 +26,7 @@ from nexus.systemd import ServiceManager
 from tests.support.hub import HOST, NAME, WAIT_S, eventually
 from tests.support.node import Config, configurations, port, running
 from tests.support.processes import Pki
-from tests.support.web_server import reply_json, web_server
+from tests.support.web_server import Asked, reply_json, silence, web_server
 
 ON_BOTH_LOOPS = True
 REQUEST = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
@@ -443,6 +443,44 @@ async def test_stun_and_registration_are_served_and_end_with_the_node(pki: Pki, 
                 await it.stop()
         (asked,) = orchestrator.asked
         assert json.loads(asked.body) == {"backendPort": number, "services": {"stunPort": settings["stunPort"]}}
+
+
+async def test_a_node_that_drains_neither_registers_nor_answers_stun(
+    pki: Pki, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks an orchestrator for a node is not sent to one that takes nobody new."""
+    monkeypatch.setattr("nexus.registration.heartbeat.REQUEST_TIMEOUT_S", 3600)
+    monkeypatch.setattr("nexus.link.quiet.IDLE_S", 3600)
+    asking: list[asyncio.StreamWriter] = []
+
+    async def note(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        asking.append(writer)
+        await silence(asked, writer)
+
+    async with web_server(pki, note) as orchestrator:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("127.0.0.1", 0))
+            number = client.getsockname()[1]
+        settings = {
+            "registrationURL": orchestrator.url("/nodes"),
+            "authorizerCAFile": str(pki.ca_file),
+            "backendListenAddress": f"127.0.0.1:{number}",
+            "stunPort": number,
+            "shutdownGraceSeconds": 3600,
+        }
+        async with running(pki, config(**settings)) as it:
+            backend = await it.backend()
+            reader, _ = await it.client(REQUEST)
+            stream_id = (await backend.control()).stream_id
+            await eventually(lambda: asking, "it registers")
+            it.node.stop()
+            await eventually(asking[0].is_closing, "the request is let go of")
+            assert not it.node._stun._sockets
+            await backend.websocket.send(b"\x01" + stream_id + b"more")
+            assert await reader.readexactly(4) == b"more"
+            await backend.send("disconnect", client_id=_uuid(stream_id), reason="normal")
+            assert await reader.read() == b""
+        assert len(asking) == 1
 
 
 async def test_the_service_manager_hears_how_the_node_is(config: Config, tmp_path: Path) -> None:
