@@ -97,10 +97,20 @@ class WebClient:
         return await self._request("GET", url, None, max_bytes, timeout_s)
 
     async def post_json(
-        self, url: str, document: Mapping[str, object], *, max_bytes: int, timeout_s: float = REQUEST_TIMEOUT_S
+        self,
+        url: str,
+        document: Mapping[str, object],
+        *,
+        max_bytes: int,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        is_cut: bool = False,
     ) -> WebAnswer:
-        """Return the answer to a POST of a JSON document; otherwise as ``get``."""
-        return await self._request("POST", url, json.dumps(dict(document)).encode(), max_bytes, timeout_s)
+        """Return the answer to a POST of a JSON document; otherwise as ``get``.
+
+        With ``is_cut`` a longer body is no error: its first ``max_bytes`` are returned.
+        """
+        data = json.dumps(dict(document)).encode()
+        return await self._request("POST", url, data, max_bytes, timeout_s, is_cut=is_cut)
 
     async def aclose(self) -> None:
         """Close every connection; idempotent."""
@@ -109,7 +119,9 @@ class WebClient:
             await session.close()
             await self._sockets.wait_closed()
 
-    async def _request(self, method: str, url: str, data: bytes | None, max_bytes: int, timeout_s: float) -> WebAnswer:
+    async def _request(
+        self, method: str, url: str, data: bytes | None, max_bytes: int, timeout_s: float, *, is_cut: bool = False
+    ) -> WebAnswer:
         import aiohttp  # noqa: PLC0415 — see the module's docstring
 
         headers = {"Accept-Encoding": "identity", "Accept": "application/json", "User-Agent": "nexus-proxy"}
@@ -128,7 +140,7 @@ class WebClient:
                     allow_redirects=False,
                 ) as response,
             ):
-                body = await _read(response.content, max_bytes)
+                body = await _read(response.content, max_bytes, is_cut=is_cut)
                 cache = response.headers.get("Cache-Control", "")
                 return WebAnswer(
                     response.status,
@@ -168,11 +180,13 @@ def parse_max_age(cache_control: str) -> int | None:
     return int(match[1]) if match else None
 
 
-async def _read(stream: aiohttp.StreamReader, max_bytes: int) -> bytes:
+async def _read(stream: aiohttp.StreamReader, max_bytes: int, *, is_cut: bool) -> bytes:
     body = bytearray()
     while chunk := await stream.read(_CHUNK_BYTES):
         body += chunk
         if len(body) > max_bytes:
+            if is_cut:
+                return bytes(body[:max_bytes])
             raise WebError(f"the answer is longer than {max_bytes} bytes", answered=True)
     return bytes(body)
 

@@ -74,7 +74,11 @@ class Heartbeat:
         try:
             for _ in range(REDIRECTS_MAX + 1):
                 answer = await self._web.post_json(
-                    url, self._registration.document(), max_bytes=ANSWER_MAX_BYTES, timeout_s=REQUEST_TIMEOUT_S
+                    url,
+                    self._registration.document(),
+                    max_bytes=ANSWER_MAX_BYTES,
+                    timeout_s=REQUEST_TIMEOUT_S,
+                    is_cut=True,  # an error page may be long, and its status counts all the same
                 )
                 target = redirected(answer.status, answer.location, url)
                 if not target:

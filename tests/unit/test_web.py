@@ -102,6 +102,12 @@ async def test_an_answer_is_bounded_in_bytes(server: WebServer, web: WebClient) 
         assert (str(failure), failure.answered) == ("the answer is longer than 1000 bytes", True)
 
 
+async def test_a_long_answer_may_be_cut(server: WebServer, web: WebClient) -> None:
+    """Where its beginning is enough."""
+    server.answer = reply(404, b"x" * 100_000)
+    assert await web.post_json(server.url(), {}, max_bytes=MAX, is_cut=True) == WebAnswer(404, b"x" * MAX)
+
+
 async def test_an_endless_answer_ends_at_its_bound(server: WebServer, web: WebClient) -> None:
     """Long before its end, of which there is none."""
 

@@ -118,6 +118,18 @@ async def test_an_orchestrator_that_is_away_or_silent_is_a_failure(
     assert impatient[0][0].why == ("no answer within 0.05 s; check the URL, and that this machine may connect there")
 
 
+@pytest.mark.parametrize(("status", "verdict"), [(401, "refused"), (404, "failed")])
+async def test_of_a_long_answer_the_status_counts(
+    server: WebServer, web: WebClient, impatient: list[tuple[Outcome, int]], status: int, verdict: str
+) -> None:
+    """A page for people is longer than what a node reads."""
+    server.answer = reply(status, b"<html>" + b"x" * 100_000)
+    async with beating(server, web) as it:
+        await eventually(it.outcomes.total, "it has an answer")
+    assert impatient[0][0].verdict.value == verdict
+    assert f"HTTP {status}" in impatient[0][0].why
+
+
 async def test_a_redirect_is_followed_and_a_circle_is_left(server: WebServer, web: WebClient) -> None:
     """With the same body; a bounded number of times."""
     server.answer = reply(307, b"", Location="/moved")
