@@ -9,10 +9,13 @@ import enum
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urljoin, urlsplit
+
+from nexus.masking import mask_echo
 
 INTERVAL_MIN_S: Final = 5.0  # original
 INTERVAL_MAX_S: Final = 86_400.0  # ours: a day; an orchestrator that says more has made a mistake
@@ -26,7 +29,8 @@ BODY_SHOWN_CHARACTERS: Final = 120
 _DOUBLINGS_MAX: Final = 16
 
 _OK, _TOO_MANY = 200, 429
-_REFUSALS: Final = frozenset({400, 401, 403})
+_REFUSALS: Final = frozenset({400, 401})  # those that end the original's heartbeats; it takes 403 for a failure
+_FORBIDDEN: Final = 403
 _REDIRECTS: Final = frozenset({307, 308})  # those that repeat a POST
 
 
@@ -40,26 +44,41 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of it: ``wait_s`` is what the orchestrator asks for, None where it asks for nothing."""
+    """What became of it: ``wait_s`` is what the orchestrator asks for, None where it asks for nothing.
+
+    ``why``, with the mend, is the same for all failures of a kind; ``said`` is what the orchestrator wrote of this one.
+    """
 
     verdict: Verdict
     wait_s: float | None = None
     why: str = ""
+    said: str = ""
 
 
-def judge(status: int, body: bytes, retry_after: str, now: float) -> Outcome:
-    """Return what an answer means; ``now`` in unix seconds is for a date in ``retry_after``. Never raises."""
+def judge(status: int, body: bytes, retry_after: str, now: float, asked: Iterable[str]) -> Outcome:
+    """Return what an answer means. Never raises.
+
+    ``now`` in unix seconds is for a date in ``retry_after``; ``asked`` are the URLs whose secrets ``body`` may repeat.
+    """
     if status == _OK:
         interval_s = _interval_s(body)
         if interval_s is None:
             return Outcome(Verdict.FAILED, why="it answered 200 without a JSON object; check registrationURL")
         return Outcome(Verdict.REGISTERED, max(interval_s, INTERVAL_MIN_S))
-    said = _shown(body)
+    said = _shown(body, asked)
     if status in _REFUSALS:
-        mend = "see what it expects of region, ports and the node's certificate"
-        return Outcome(Verdict.REFUSED, why=f"it refuses this node with HTTP {status}{said}; {mend}")
+        return Outcome(Verdict.REFUSED, None, f"it refuses this node with HTTP {status}; {_mend(status)}", said)
     wait_s = _retry_after_s(retry_after, now) if status in (_TOO_MANY, 503) else None
-    return Outcome(Verdict.FAILED, wait_s, f"it answered HTTP {status}{said}; see its own log")
+    return Outcome(Verdict.FAILED, wait_s, f"it answered HTTP {status}; {_mend(status)}", said)
+
+
+def _mend(status: int) -> str:
+    """Return what an operator may do about an answer."""
+    if status in _REFUSALS or status == _FORBIDDEN:
+        return "see what it expects of region, ports and the node's certificate"
+    if 300 <= status < 400:
+        return "a redirect that loses the request or its secrecy; write in registrationURL where it leads, with https"
+    return "see its own log"
 
 
 def redirected(status: int, location: str, url: str) -> str:
@@ -116,8 +135,11 @@ def _retry_after_s(text: str, now: float) -> float | None:
     return min(seconds, RETRY_AFTER_MAX_S) if seconds > 0 else None
 
 
-def _shown(body: bytes) -> str:
-    """Return the beginning of an answer as one printable line."""
-    text = body[: 4 * BODY_SHOWN_CHARACTERS].decode("utf-8", "replace")
+def _shown(body: bytes, asked: Iterable[str]) -> str:
+    """Return the beginning of an answer as one printable line without secrets, "" where it says nothing."""
+    text = body.decode("utf-8", "replace")
+    for url in asked:
+        text = mask_echo(text, url)
+    text = text[: 4 * BODY_SHOWN_CHARACTERS]
     line = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
-    return f" ({line[:BODY_SHOWN_CHARACTERS]})" if line else ""
+    return line[:BODY_SHOWN_CHARACTERS]

@@ -71,8 +71,10 @@ class Heartbeat:
 
     async def _ask(self) -> Outcome:
         url = self._registration.url
+        asked: list[str] = []
         try:
             for _ in range(REDIRECTS_MAX + 1):
+                asked.append(url)
                 answer = await self._web.post_json(
                     url,
                     self._registration.document(),
@@ -82,10 +84,11 @@ class Heartbeat:
                 )
                 target = redirected(answer.status, answer.location, url)
                 if not target:
-                    return judge(answer.status, answer.body, answer.retry_after, time.time())
+                    return judge(answer.status, answer.body, answer.retry_after, time.time(), asked)
                 url = target
         except WebError as error:
-            return Outcome(Verdict.FAILED, why=f"{error}; check the URL, and that this machine may connect there")
+            end = f"redirected to {mask_url(url)}: " if len(asked) > 1 else ""
+            return Outcome(Verdict.FAILED, why=f"{end}{error}; check the URL, and that this machine may connect there")
         return Outcome(Verdict.FAILED, why=f"it redirects more than {REDIRECTS_MAX} times; correct registrationURL")
 
     def _note(self, outcome: Outcome) -> None:
@@ -98,4 +101,5 @@ class Heartbeat:
         self._failures += 1
         level = logging.DEBUG if outcome.why == self._why else logging.WARNING
         self._why = outcome.why
-        _log.log(level, "%s: not registered: %s", self._shown_url, outcome.why)
+        said = f"; it said: {outcome.said}" if outcome.said else ""
+        _log.log(level, "%s: not registered: %s%s", self._shown_url, outcome.why, said)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.masking import MASK, mask_url, shown
+from nexus.masking import MASK, mask_echo, mask_url, shown
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,27 @@ def test_values_are_shown_as_they_are_except_urls() -> None:
     value = ("me@example.com", "what?", 443, True, "wss://u:hush@h/mesh")
     assert shown(value) == ("me@example.com", "what?", 443, True, f"wss://{MASK}@h/mesh")
     assert shown(None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "expected"),
+    [
+        ("no /p?key=hush today", "https://h/p?key=hush", f"no /p?{MASK} today"),
+        ("no 'https://h/p?a=1&amp;b=2'", "https://h/p", f"no 'https://h/p?{MASK}'"),
+        ("hush is no key", "https://h/p?key=hush&x=is", f"{MASK} is no key"),
+        ("hush hush, a+b=", "https://h/p?hush+hush&b64=a%2Bb=", f"{MASK}, {MASK}"),
+        ("bad hush of user", "https://user:hush@h/p#frag", f"bad {MASK} of {MASK}"),
+        ("frag", "https://h/p#frag", MASK),
+        ("abc, what? all is well", "https://h/p?k=abc", "abc, what? all is well"),
+        ("anything", "https://[", "anything"),
+    ],
+)
+def test_what_a_server_repeats_is_masked(text: str, url: str, expected: str) -> None:
+    """As written in the URL and decoded; what is too short to be a secret is left."""
+    assert mask_echo(text, url) == expected
+
+
+@given(st.text(max_size=40), st.text(alphabet="abcd:/@?#[]%=&. ", max_size=30))
+def test_nothing_that_a_server_says_breaks_masking(text: str, url: str) -> None:
+    """Whatever the URL was."""
+    assert mask_echo(text, url) == text or MASK in mask_echo(text, url)

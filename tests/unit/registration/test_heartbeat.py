@@ -16,7 +16,7 @@ from nexus.registration.heartbeat import Heartbeat, Registration
 from nexus.web import WebClient
 from tests.support.hub import eventually
 from tests.support.processes import Pki
-from tests.support.web_server import WebServer, reply, reply_json, silence, web_context, web_server
+from tests.support.web_server import Asked, WebServer, reply, reply_json, silence, web_context, web_server
 
 ON_BOTH_LOOPS = True
 
@@ -97,7 +97,7 @@ async def test_failures_are_told_once_and_the_way_back_too(
         await eventually(lambda: it.outcomes["registered"] >= 2, "and back")
     lines = [record.getMessage() for record in caplog.records if record.name == "nexus.registration"]
     assert [line.partition(": not registered: ")[2][:35] for line in lines] == [
-        "it refuses this node with HTTP 401 ",
+        "it refuses this node with HTTP 401;",
         "it answered HTTP 500; see its own l",
         "",
     ]
@@ -105,6 +105,22 @@ async def test_failures_are_told_once_and_the_way_back_too(
     assert "secret" not in caplog.text
     assert [failures for _, failures in impatient[:3]] == [1, 2, 3]
     assert impatient[-1][1] == 0
+
+
+async def test_a_failure_whose_words_vary_is_told_once(
+    server: WebServer, web: WebClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as by the number of the request."""
+
+    async def refuse(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await reply(401, b"request %d is refused" % len(server.asked))(asked, writer)
+
+    server.answer = refuse
+    async with beating(server, web) as it:
+        await eventually(lambda: it.outcomes["refused"] >= 3, "it goes on")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "nexus.registration"]
+    assert "HTTP 401" in line
+    assert line.endswith("; it said: request 1 is refused")
 
 
 async def test_an_orchestrator_that_is_away_or_silent_is_a_failure(
@@ -137,6 +153,16 @@ async def test_a_redirect_is_followed_and_a_circle_is_left(server: WebServer, we
         await eventually(lambda: it.outcomes["failed"], "the circle is left")
     assert [asked.path for asked in server.asked[:4]] == ["/nodes?key=secret", "/moved", "/moved", "/moved"]
     assert server.asked[1].body == server.asked[0].body
+
+
+async def test_a_redirect_that_leads_nowhere_is_told_with_its_end(
+    server: WebServer, web: WebClient, impatient: list[tuple[Outcome, int]]
+) -> None:
+    """Whoever looks at the first server would find nothing wrong."""
+    server.answer = reply(307, b"", Location="https://localhost:1/moved?key=secret")
+    async with beating(server, web) as it:
+        await eventually(lambda: it.outcomes["failed"], "it fails")
+    assert impatient[0][0].why.startswith("redirected to https://localhost:1/moved?********: cannot be reached: ")
 
 
 async def test_without_a_certificate_nothing_is_asked(
