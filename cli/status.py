@@ -21,6 +21,9 @@ from nexus.errors import ConfigError, Problem
 _DAY_S: Final = 86_400
 _HOUR_S: Final = 3600
 _OK: Final = 200
+_REGISTERED: Final = "nexus_registered_timestamp_seconds"
+_REGISTRATION_NEXT: Final = "nexus_registration_next_timestamp_seconds"
+_REGISTRATION_FAILURES: Final = "nexus_registration_failures"
 
 Figures = Mapping[str, float]
 """Samples by name, those with labels added up."""
@@ -33,6 +36,7 @@ class _Answer:
     address: str
     ready: bool
     reasons: tuple[str, ...]
+    notes: tuple[str, ...]
     version: str
     figures: Figures
 
@@ -88,7 +92,8 @@ def _ask(address: str) -> _Answer:
         for sample in family.samples:
             version = sample.labels.get("version", version) if sample.name == "nexus_build_info" else version
             figures[sample.name] = figures.get(sample.name, 0.0) + sample.value
-    return _Answer(address, bool(readiness["ready"]), tuple(readiness["reasons"]), version, figures)
+    reasons, notes = tuple(readiness["reasons"]), tuple(readiness.get("notes", ()))  # older nodes know no notes
+    return _Answer(address, bool(readiness["ready"]), reasons, notes, version, figures)
 
 
 def _document(answer: _Answer) -> dict[str, object]:
@@ -96,6 +101,7 @@ def _document(answer: _Answer) -> dict[str, object]:
         "admin": answer.address,
         "ready": answer.ready,
         "reasons": list(answer.reasons),
+        "notes": list(answer.notes),
         "version": answer.version,
         "startedAt": answer.figures.get("nexus_start_time_seconds"),
         "certificateExpiresAt": answer.figures.get("nexus_hub_certificate_expiry_timestamp_seconds"),
@@ -106,6 +112,8 @@ def _document(answer: _Answer) -> dict[str, object]:
         "peerRoutes": int(answer.get("nexus_mesh_routes")),
         "relayedBytes": int(answer.get("nexus_relayed_bytes_total")),
         "rejectedClients": int(answer.get("nexus_client_connections_rejected_total")),
+        "registeredAt": answer.figures.get(_REGISTERED),
+        "registrationNextAt": answer.figures.get(_REGISTRATION_NEXT),
     }
 
 
@@ -122,7 +130,22 @@ def _lines(answer: _Answer, now: float) -> list[str]:
         "peers": f"{answer.get('nexus_mesh_links'):.0f} links, {answer.get('nexus_mesh_routes'):.0f} routes",
         "rejected": f"{answer.get('nexus_client_connections_rejected_total'):.0f} clients since the start",
     }
-    return [f"{name:<12} {text}" for name, text in rows.items()]
+    if _REGISTRATION_FAILURES in answer.figures:
+        rows["orchestrator"] = _registration(answer.figures, now)
+    lines = [f"{name:<12} {text}" for name, text in rows.items()]
+    return lines + [f"{'note':<12} {note}" for note in answer.notes]
+
+
+def _registration(figures: Figures, now: float) -> str:
+    """Tell when the orchestrator last took the node, how often it did not since, and when it is asked next."""
+    taken, following = figures.get(_REGISTERED), figures.get(_REGISTRATION_NEXT)
+    failures = figures[_REGISTRATION_FAILURES]
+    parts = ["never registered" if taken is None else f"registered {max(now - taken, 0):.0f} s ago"]
+    if failures:
+        parts.append(f"{failures:.0f} failed since")
+    if following is not None:
+        parts.append(f"next in {max(following - now, 0):.0f} s")
+    return ", ".join(parts)
 
 
 def _duration(seconds: float) -> str:

@@ -246,13 +246,15 @@ class Node:
             reasons.append("stopping")
         reasons.extend(self._certificate.unready())
         reasons.extend(self._auth.unready())
-        return Readiness(not reasons, tuple(reasons))
+        notes = [self._heartbeat.problem] if self._heartbeat is not None else []
+        return Readiness(not reasons, tuple(reasons), tuple(filter(None, notes)))
 
     def stats(self) -> NodeStats:
         """Return the figures of now: gauges are read from the things themselves."""
         totals = self.registry.totals
         certificate = self._certificate.certificate
         cap = self._bandwidth.scheduler if self._bandwidth is not None else None
+        beat = self._heartbeat
         sessions = [backend.session for backend in self.registry.sessions]
         return NodeStats(
             version=__version__,
@@ -267,8 +269,10 @@ class Node:
             routes=len(self.registry.table),
             hub_certificate_expiry_seconds=certificate.expires_at if certificate is not None else None,
             hub_certificate_renewal_seconds=self._acme.renew_at if self._acme is not None else None,
-            registered_seconds=self._heartbeat.registered_at if self._heartbeat is not None else None,
-            registrations_total=dict(self._heartbeat.outcomes) if self._heartbeat is not None else {},
+            registered_seconds=beat.registered_at if beat is not None else None,
+            registration_next_seconds=beat.next_at if beat is not None else None,
+            registration_failures=beat.failures if beat is not None else None,
+            registrations_total=dict(beat.outcomes) if beat is not None else {},
             acme_attempts_total=dict(self._acme.attempts) if self._acme is not None else {},
             bandwidth_limit_bytes_per_second=cap.bytes_per_second if cap else None,
             bandwidth_waiting_bytes=cap.waiting_bytes() if cap else None,

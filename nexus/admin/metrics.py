@@ -58,6 +58,10 @@ class NodeStats:
     """Unix time at which the certificate is to be renewed by ACME; None without ACME, or without a certificate."""
     registered_seconds: float | None = None
     """Unix time of the last registration that the orchestrator took; None where there was none."""
+    registration_next_seconds: float | None = None
+    """Unix time of the next registration; None where there was none yet, or is no orchestrator."""
+    registration_failures: int | None = None
+    """Registrations that failed since the orchestrator last took the node; None without an orchestrator."""
     key_set_fetched_seconds: float | None = None
     """Unix time at which the key set of ``backendsJWKSURL`` was fetched last; None where it never was."""
     bandwidth_limit_bytes_per_second: int | None = None
@@ -158,6 +162,16 @@ _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
         "nexus_registered_timestamp_seconds",
         lambda s: s.registered_seconds,
         "Unix time of the last registration that the orchestrator took; absent where there was none.",
+    ),
+    (
+        "nexus_registration_next_timestamp_seconds",
+        lambda s: s.registration_next_seconds,
+        "Unix time at which the node registers next; absent before its first attempt.",
+    ),
+    (
+        "nexus_registration_failures",
+        lambda s: s.registration_failures,
+        "Registrations that failed since the orchestrator last took the node; absent without registrationURL.",
     ),
     (
         "nexus_key_set_fetched_timestamp_seconds",

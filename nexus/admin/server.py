@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import http
 import json
@@ -54,10 +55,14 @@ _http_logger.setLevel(logging.WARNING)  # the library logs every request at INFO
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether the node should be given traffic; ``reasons`` say why not, in words for operators."""
+    """Whether the node should be given traffic; ``reasons`` say why not, in words for operators.
+
+    ``notes`` are what an operator should know besides: of a node that is ready, too.
+    """
 
     ready: bool
     reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +172,7 @@ class AdminServer:
     def _readyz(self, _request: Request) -> Page:
         readiness = self._readiness()
         status = http.HTTPStatus.OK if readiness.ready else http.HTTPStatus.SERVICE_UNAVAILABLE
-        body = json.dumps({"ready": readiness.ready, "reasons": list(readiness.reasons)}) + "\n"
+        body = json.dumps(dataclasses.asdict(readiness)) + "\n"
         return Page(status, _JSON, body.encode())
 
     def _metrics(self, request: Request) -> Page:

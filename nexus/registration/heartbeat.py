@@ -52,10 +52,12 @@ class Heartbeat:
         """Ask through ``web``, once ``has_identity`` says that there is a certificate to show."""
         self.outcomes: Counter[str] = Counter()
         self.registered_at: float | None = None  # unix seconds
+        self.next_at: float | None = None  # unix seconds; None before the first
+        self.failures = 0  # since the orchestrator last took the node
+        self.problem = ""  # of the last registration, "" where it succeeded
         self._registration = registration
         self._web = web
         self._has_identity = has_identity
-        self._failures = 0
         self._why = ""
         self._shown_url = mask_url(registration.url)
 
@@ -67,7 +69,9 @@ class Heartbeat:
         while True:
             outcome = await self._ask()
             self._note(outcome)
-            await asyncio.sleep(wait_after(outcome, self._failures, rng.random()))
+            wait_s = wait_after(outcome, self.failures, rng.random())
+            self.next_at = time.time() + wait_s
+            await asyncio.sleep(wait_s)
 
     async def _ask(self) -> Outcome:
         url = self._registration.url
@@ -94,12 +98,13 @@ class Heartbeat:
     def _note(self, outcome: Outcome) -> None:
         self.outcomes[outcome.verdict.value] += 1
         if outcome.verdict is Verdict.REGISTERED:
-            if self.registered_at is None or self._failures:
+            if self.registered_at is None or self.failures:
                 _log.info("registered with %s", self._shown_url)
-            self.registered_at, self._failures, self._why = time.time(), 0, ""
+            self.registered_at, self.failures, self._why, self.problem = time.time(), 0, "", ""
             return
-        self._failures += 1
+        self.failures += 1
         level = logging.DEBUG if outcome.why == self._why else logging.WARNING
         self._why = outcome.why
         said = f"; it said: {outcome.said}" if outcome.said else ""
-        _log.log(level, "%s: not registered: %s%s", self._shown_url, outcome.why, said)
+        self.problem = f"{self._shown_url}: not registered: {outcome.why}{said}"
+        _log.log(level, "%s", self.problem)

@@ -439,7 +439,11 @@ async def test_stun_and_registration_are_served_and_end_with_the_node(pki: Pki, 
                 client.send(bytes.fromhex("000100002112a442") + bytes(12))
                 await eventually(lambda: it.node.stats().stun_requests_total == {"answered": 1}, "STUN is answered")
                 await eventually(lambda: it.node.stats().registrations_total == {"registered": 1}, "it is registered")
-                assert it.node.stats().registered_seconds is not None
+                stats = it.node.stats()
+                assert stats.registered_seconds is not None
+                assert stats.registration_next_seconds == pytest.approx(stats.registered_seconds + 3600, abs=60)
+                assert stats.registration_failures == 0
+                assert it.node.readiness().notes == ()
                 await it.stop()
         (asked,) = orchestrator.asked
         assert json.loads(asked.body) == {"backendPort": number, "services": {"stunPort": settings["stunPort"]}}

@@ -65,6 +65,8 @@ FULL = NodeStats(
     acme_attempts_total={"refused": 27},
     stun_requests_total={"limited": 28},
     registered_seconds=1_870_000_000.0,
+    registration_next_seconds=1_870_000_060.0,
+    registration_failures=30,
     registrations_total={"failed": 29},
     mesh=FULL_MESH,
 )
@@ -125,6 +127,8 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
         ("nexus_acme_attempts_total", "refused"): 27,
         ("nexus_stun_requests_total", "limited"): 28,
         ("nexus_registered_timestamp_seconds", ""): 1_870_000_000.0,
+        ("nexus_registration_next_timestamp_seconds", ""): 1_870_000_060.0,
+        ("nexus_registration_failures", ""): 30,
         ("nexus_registrations_total", "failed"): 29,
         **samples(list(mesh_families(FULL_MESH))),
     }

@@ -90,10 +90,11 @@ async def test_a_running_loop_is_healthy(address: AdminAddress) -> None:
     assert (await ask(address, "/healthz"))[::2] == (200, "ok\n")
 
 
-async def test_a_ready_node_answers_200(address: AdminAddress) -> None:
+async def test_a_ready_node_answers_200(address: AdminAddress, node: Node) -> None:
     """In JSON, for people and programs."""
+    node.readiness = Readiness(True, notes=("look",))
     status, headers, body = await ask(address, "/readyz")
-    assert (status, json.loads(body)) == (200, {"ready": True, "reasons": []})
+    assert (status, json.loads(body)) == (200, {"ready": True, "reasons": [], "notes": ["look"]})
     assert headers["content-type"] == "application/json"
 
 
@@ -101,7 +102,7 @@ async def test_a_node_that_is_not_ready_says_why(address: AdminAddress, node: No
     """Load balancers look at the status, operators at the reasons."""
     node.readiness = Readiness(False, ("draining", 'no "backend"'))
     status, _, body = await ask(address, "/readyz")
-    assert (status, json.loads(body)) == (503, {"ready": False, "reasons": ["draining", 'no "backend"']})
+    assert (status, json.loads(body)) == (503, {"ready": False, "reasons": ["draining", 'no "backend"'], "notes": []})
 
 
 async def test_metrics_are_those_of_the_node(address: AdminAddress) -> None:

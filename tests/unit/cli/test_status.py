@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +68,7 @@ def test_a_node_that_is_ready(tmp_path: Path) -> None:
         "admin": address,
         "ready": True,
         "reasons": [],
+        "notes": [],
         "version": "1.2.3",
         "startedAt": 1_000_000_000.0,
         "certificateExpiresAt": 4_000_000_000.0,
@@ -76,7 +79,41 @@ def test_a_node_that_is_ready(tmp_path: Path) -> None:
         "peerRoutes": 0,
         "relayedBytes": 3072,
         "rejectedClients": 3,
+        "registeredAt": None,
+        "registrationNextAt": None,
     }
+    assert "orchestrator" not in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("registered", "following", "failures", "line"),
+    [
+        (None, None, 0, r"never registered"),
+        (-30.0, 60.0, 0, r"registered 3\d s ago, next in \d\d s"),
+        (-30.0, 90.0, 2, r"registered 3\d s ago, 2 failed since, next in \d\d s"),
+        (None, -5.0, 1, r"never registered, 1 failed since, next in 0 s"),
+    ],
+)
+def test_a_node_that_registers_says_whether_it_is_taken(
+    tmp_path: Path, registered: float | None, following: float | None, failures: int, line: str
+) -> None:
+    """And why not, though it may be ready for clients all the same."""
+    now = time.time()
+    stats = replace(
+        STATS,
+        registered_seconds=registered and now + registered,
+        registration_next_seconds=following and now + following,
+        registration_failures=failures,
+    )
+    with endpoint(tmp_path / "admin", stats, Readiness(True, notes=("https://o/: not registered: ...",))) as address:
+        outcome = nexus("status", "--admin", address)
+        document = nexus("status", "--admin", address, "--json").document()
+    assert outcome.code == 0
+    assert re.search(rf"^orchestrator {line}$", outcome.stdout, re.MULTILINE), outcome.stdout
+    assert outcome.stdout.splitlines()[-1] == "note         https://o/: not registered: ..."
+    assert document["notes"] == ["https://o/: not registered: ..."]
+    assert document["registeredAt"] == stats.registered_seconds
+    assert document["registrationNextAt"] == stats.registration_next_seconds
 
 
 def test_a_node_that_waits_says_why(tmp_path: Path) -> None:

@@ -93,8 +93,12 @@ async def test_failures_are_told_once_and_the_way_back_too(
         await eventually(lambda: it.outcomes["refused"] >= 3, "it goes on")
         server.answer = reply(500, b"")
         await eventually(lambda: it.outcomes["failed"] >= 2, "another failure")
+        assert it.problem.endswith("/nodes?********: not registered: it answered HTTP 500; see its own log")
+        assert it.failures == it.outcomes["refused"] + it.outcomes["failed"]
         server.answer = reply_json({})
         await eventually(lambda: it.outcomes["registered"] >= 2, "and back")
+        assert (it.problem, it.failures) == ("", 0)
+        assert it.next_at is not None
     lines = [record.getMessage() for record in caplog.records if record.name == "nexus.registration"]
     assert [line.partition(": not registered: ")[2][:35] for line in lines] == [
         "it refuses this node with HTTP 401;",
