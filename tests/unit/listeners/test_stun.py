@@ -101,6 +101,13 @@ async def test_what_is_no_request_is_dropped_in_silence(served: Served) -> None:
             sock.recv(100)
 
 
+async def test_nothing_is_sent_to_port_0(served: Served) -> None:
+    """Only a forged request comes from there."""
+    (sock,) = [sock for sock in served.server._sockets if sock.family == socket.AF_INET]
+    assert served.server._answer(sock, REQUEST, b"", ("127.0.0.1", 0), 0.0) == "ignored"
+    assert served.server._answer(sock, REQUEST, b"", ("127.0.0.1", 9), 0.0) == "answered"
+
+
 async def test_one_source_gets_a_trickle(served: Served) -> None:
     """A forged address earns nobody a flood; other sources are served meanwhile."""
     total = 200
