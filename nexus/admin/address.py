@@ -64,6 +64,8 @@ def parse_address(text: str) -> AdminAddress:
         raise _problem(text, "an IPv6 address needs brackets around it")
     if not colon or not host:
         raise _problem(text, "is not an admin address")
+    if "[" in host or "]" in host:
+        raise _problem(text, "brackets stand around an IPv6 address once, and nowhere else")
     if not (port.isascii() and port.isdigit() and len(port) <= _PORT_MAX_DIGITS and int(port) <= _PORT_MAX):
         raise _problem(text, f"{port!r} is not a port (0 to {_PORT_MAX})")
     return TcpAddress(host, int(port))

@@ -18,7 +18,19 @@ from nexus.errors import ConfigError
 
 NO_ADDRESSES = [
     *("", ":", ":9180", "9180", "localhost", "localhost:", "localhost:http", "localhost:65536", "localhost:-1"),
-    *("localhost:٣", "localhost:000080", "::1:9180", "[]:1", "[::1]", "unix:", "unix:admin.sock", "unix:/a\0b"),
+    *(
+        "localhost:٣",
+        "localhost:000080",
+        "::1:9180",
+        "[]:1",
+        "[[0]]:0",
+        "[[]]:0",
+        "a]:1",
+        "[::1]",
+        "unix:",
+        "unix:admin.sock",
+        "unix:/a\0b",
+    ),
     *("unix:/" + "x" * UNIX_PATH_MAX_BYTES, "unix:/" + "ü" * (UNIX_PATH_MAX_BYTES // 2 + 1)),
 ]
 
