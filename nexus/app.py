@@ -121,7 +121,7 @@ class Node:
         self._peers = peers
         self._credentials = PeerCredentials(config, lambda: self._certificate.certificate)
         if accepts_peers(config):
-            self._credentials.server_context()  # what stops it is told at the start
+            self._credentials.check()
         roots = hub_client_context(ca_file) if ca_file is not None else None
         self._status = StatusClient(roots, map(parse_network, config.status_private_networks))
         self._hub = HubServer(

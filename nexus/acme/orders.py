@@ -70,10 +70,29 @@ class _Order(messages.NewOrder):
     replaces: str | None = json_field("replaces", omitempty=True)
 
 
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Checks the CA's server as every other server is checked here.
+
+    From Python 3.13 on ``urllib3`` asks for ``VERIFY_X509_STRICT``, which refuses what others take, such as a CA that
+    was made by ``openssl req -x509`` and has no key usage.
+    """
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        kwargs["ssl_context"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return super().proxy_manager_for(proxy, **kwargs)
+
+
 class _Network(client.ClientNetwork):
     """The library's HTTP, with more patience for nonces, and with a memory for what the last refusal asked to wait."""
 
     retry_after_s: float | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.session.mount("https://", _Adapter())
 
     def _send_request(self, method: str, url: str, *args: Any, **kwargs: Any) -> requests.Response:
         response: requests.Response = super()._send_request(method, url, *args, **kwargs)

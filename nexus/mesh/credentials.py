@@ -28,8 +28,21 @@ class PeerCredentials:
         self._loose = config.peer_authentication.suffix_matching == "loose"
         self._contexts = PeerContexts(certificate, Path(config.peer_ca_file) if config.peer_ca_file else None)
 
+    def check(self) -> None:
+        """See at the start whether this system lets nodes be accepted, with a certificate or before there is one.
+
+        Raises:
+            TlsFileError: it does not, or OpenSSL refuses the certificate.
+        """
+        self._contexts.accepting()
+
     def server_context(self) -> ssl.SSLContext:
-        """Return the context that accepts nodes."""
+        """Return the context that accepts nodes.
+
+        Raises:
+            TlsFileError: there is no certificate to show yet.
+        """
+        self._require_certificate()
         return self._contexts.accepting()
 
     def client_context(self) -> ssl.SSLContext:
@@ -38,8 +51,7 @@ class PeerCredentials:
         Raises:
             TlsFileError: there is no certificate to show yet.
         """
-        if self._certificate() is None:
-            raise TlsFileError("this node has no certificate yet")
+        self._require_certificate()
         return self._contexts.dialling()
 
     def identity(self, transport: asyncio.BaseTransport) -> PeerIdentity:
@@ -54,3 +66,7 @@ class PeerCredentials:
     def refusal(self, identity: PeerIdentity) -> str:
         """Return why a node that dialled may not be a peer."""
         return refusal_of(identity, self._suffixes, loose=self._loose)
+
+    def _require_certificate(self) -> None:
+        if self._certificate() is None:
+            raise TlsFileError("this node has no certificate yet")

@@ -111,12 +111,13 @@ class PeerServer:
             _cut(gate.connection, gate.link)
 
     async def _upgrade(self, gate: _Gate) -> None:
+        context = self._credentials.server_context()
         try:
             async with asyncio.timeout(UPGRADE_TIMEOUT_S):
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: gate.link,
                     gate.connection,
-                    ssl=self._credentials.server_context(),
+                    ssl=context,
                     ssl_handshake_timeout=UPGRADE_TIMEOUT_S,
                 )
                 await gate.link.opened
@@ -211,12 +212,13 @@ class Dialler:
 
     async def _connect(self, link: Link) -> None:
         address = self._address
+        context = self._credentials.client_context() if address.is_secure else None  # before anybody is bothered
         sock = await open_way(address.host, address.port, WSS if address.is_secure else WS, DIAL_TIMEOUT_S)
         keep_alive(sock)
         await asyncio.get_running_loop().create_connection(
             lambda: link,
             sock=sock,
-            ssl=self._credentials.client_context() if address.is_secure else None,
+            ssl=context,
             server_hostname=address.server_name if address.is_secure else None,
         )
 

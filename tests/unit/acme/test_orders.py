@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 import threading
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from nexus.acme.orders import Authority
 from nexus.acme.settings import AcmeSettings, ExternalAccount
 from nexus.errors import AcmeError
-from nexus.tls.localca import create_ca, issue
+from nexus.tls.localca import PemPair, create_ca, issue
 
 HOST = "hub.example.com"
 Answer = tuple[int, Mapping[str, str], object]
@@ -116,10 +117,10 @@ def test_nobody_there_is_no_attempt_that_counts() -> None:
     assert not error.reached
 
 
-def test_a_server_that_is_not_trusted_names_the_key(tmp_path: Path) -> None:
-    """A CA of one's own has a root of its own."""
-    pair = issue(create_ca("Other CA", time.time()), ["127.0.0.1"], time.time(), 1)
-    file = tmp_path / "pair.pem"
+@contextlib.contextmanager
+def tls_server(directory: Path, pair: PemPair) -> Iterator[str]:
+    """A web server that knows nothing; give its URL."""
+    file = directory / "pair.pem"
     file.write_bytes(pair.cert_pem + pair.key_pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
@@ -127,12 +128,45 @@ def test_a_server_that_is_not_trusted_names_the_key(tmp_path: Path) -> None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        error = refusal(lambda: authority(f"https://127.0.0.1:{server.server_port}"))
+        yield f"https://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join(10)
+
+
+def test_a_server_that_is_not_trusted_names_the_key(tmp_path: Path) -> None:
+    """A CA of one's own has a root of its own."""
+    pair = issue(create_ca("Other CA", time.time()), ["127.0.0.1"], time.time(), 1)
+    with tls_server(tmp_path, pair) as url:
+        error = refusal(lambda: authority(url))
     assert "the CA's own certificate is not trusted: " in str(error)
     assert "set acmeCAFile to its root" in str(error)
     assert not error.reached
+
+
+def test_a_ca_of_ones_own_needs_no_key_usage(tmp_path: Path) -> None:
+    """As ``openssl req -x509`` makes it; Python 3.13 would refuse it by default."""
+    made = create_ca("Plain CA", time.time())
+    key = serialization.load_pem_private_key(made.key_pem, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    full = x509.load_pem_x509_certificate(made.cert_pem)
+    plain = (
+        x509.CertificateBuilder()
+        .subject_name(full.subject)
+        .issuer_name(full.subject)
+        .public_key(key.public_key())
+        .serial_number(full.serial_number)
+        .not_valid_before(full.not_valid_before_utc)
+        .not_valid_after(full.not_valid_after_utc)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    ca = PemPair(plain.public_bytes(serialization.Encoding.PEM), made.key_pem)
+    root = tmp_path / "ca.pem"
+    root.write_bytes(ca.cert_pem)
+    with tls_server(tmp_path, issue(ca, ["127.0.0.1"], time.time(), 1)) as url:
+        error = refusal(lambda: authority(url, ca_file=root))
+    assert "501" in str(error)  # what Python's server answers who has no page: it was asked
 
 
 @pytest.mark.parametrize("page", [b"<html>Welcome</html>", b"[]", b"{}", b"\xff\xfe"])

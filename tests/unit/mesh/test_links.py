@@ -137,6 +137,29 @@ async def test_without_a_certificate_of_the_ca_there_is_no_handshake(
     assert "refused a link from 127.0.0.1" in lines(caplog)
 
 
+async def test_a_node_that_waits_for_its_certificate_bothers_no_other_and_says_so(
+    pki: Pki, config: Config, ports: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It neither dials nor accepts; what it says of itself is no riddle about the other."""
+    own, other = ports
+    waiting = {
+        "hubTlsCertFile": "",
+        "hubTlsKeyFile": "",
+        "hubPublicHostname": "node.mesh.test",
+        "acmeCacheDir": str(tmp_path / "acme"),
+        "acmeDirectoryURL": "http://127.0.0.1:9/dir",
+    }
+    async with (
+        running(pki, config(**mesh_settings(pki, "other", other, [own]))) as ready,
+        running(pki, config(**mesh_settings(pki, "one", own, [other]) | waiting)) as one,
+    ):
+        await eventually(lambda: one.node.mesh.totals.refused_links["upgrade"] > 0, "the ready one is turned away")
+        await eventually(lambda: f"{other}/mesh: no link: this node has no" in lines(caplog), "no dialling")
+        assert "refused a link from 127.0.0.1: this node has no certificate yet" in lines(caplog)
+        assert "its own log says why" not in lines(caplog)
+        assert not ready.node.mesh.totals.refused_links
+
+
 async def test_a_dialler_says_once_why_there_is_no_link_and_tries_again(
     pki: Pki, config: Config, ports: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
