@@ -2,17 +2,21 @@
 # Built for linux/amd64 and linux/arm64 from this one file.
 ARG PYTHON=python:3.13-slim
 
-FROM ${PYTHON} AS build
+# On the builder's own architecture, for the other one too: uv takes the wheels of the target, and bytecode is the same.
+FROM --platform=${BUILDPLATFORM} ${PYTHON} AS build
+ARG TARGETARCH
+RUN python3 -m venv /uv && /uv/bin/pip install --no-cache-dir --disable-pip-version-check "uv>=0.9" \
+    && python3 -m venv --without-pip /opt/nexus
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY nexus nexus
 COPY cli cli
 COPY backend_client backend_client
 COPY packaging packaging
-RUN python3 -m venv /opt/nexus \
-    && /opt/nexus/bin/pip install --no-cache-dir --disable-pip-version-check . \
-    && /opt/nexus/bin/pip uninstall --yes --quiet pip \
-    && find /opt/nexus -name __pycache__ -prune -exec rm -rf {} +
+RUN case "${TARGETARCH}" in amd64) machine=x86_64 ;; arm64) machine=aarch64 ;; *) exit 1 ;; esac \
+    && /uv/bin/uv pip install --no-cache --python /opt/nexus/bin/python3 --prefix /opt/nexus \
+        --python-platform "${machine}-unknown-linux-gnu" . "dumb-init>=1.2.5" \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/nexus/lib
 
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="Nexus Proxy" \
@@ -31,7 +35,7 @@ USER nexus
 WORKDIR /var/lib/nexus
 VOLUME /var/lib/nexus
 EXPOSE 80 443 8443 8444
-# The node handles SIGTERM, SIGINT and SIGHUP itself, and starts no programs that could become orphans.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s CMD ["nexus", "status", "--alive"]
-ENTRYPOINT ["nexus"]
+# PID 1 passes signals on to the program alone, and reaps what a backend's token command leaves behind.
+ENTRYPOINT ["dumb-init", "--single-child", "--", "nexus"]
 CMD ["--help"]

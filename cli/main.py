@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from cli import cert, client, config, demo, expose, initialize, render, serve, status, token, version
+from cli import cert, client, config, demo, expose, initialize, lab, render, serve, status, token, version
 from cli.options import EPILOG, EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from nexus.config.keys import ENVIRONMENT_PREFIX
 from nexus.errors import ConfigError, NexusError, TlsFileError
@@ -38,6 +38,7 @@ app.add_typer(cert.app, name="cert")
 app.add_typer(client.app, name="client")
 app.command(epilog=EPILOG)(expose.expose)
 app.command(epilog=EPILOG)(demo.demo)
+app.add_typer(lab.app, name="lab")
 app.command(epilog=EPILOG)(version.version)
 
 
