@@ -51,8 +51,8 @@ def up(
 ) -> None:
     """Build and start the lab, and wait until all of it is healthy."""
     compose = _compose(file)
-    arguments = ["--progress", "plain", "up", "--detach", "--wait", "--wait-timeout", str(timeout)]
-    _follow(compose, [*arguments, *(["--build"] if build else [])])
+    options = ["--detach", "--wait", "--wait-timeout", str(timeout), *(["--build"] if build else [])]
+    _follow(compose, ["up", *options])
     if not all(service.is_well for service in compose.services()):
         raise LabError("not all of the lab is well; see `nexus lab status` and `docker compose logs`")
     render.show(_table(compose.services(), _nodes(compose)))
@@ -177,33 +177,32 @@ def _walk(compose: Compose, step: Step, *, waits: bool) -> bool:
     return good
 
 
-def _follow(compose: Compose, arguments: list[str]) -> None:
+def _follow(compose: Compose, arguments: list[str], *general: str) -> None:
     """Run a command of Compose; show on a terminal what becomes of the lab meanwhile, elsewhere what it says."""
-    command = compose.command(*arguments)
+    command = compose.command("--progress", "plain", *general, *arguments)
     console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode
-    else:
-        code = _follow_live(compose, command, console)
-    if code != 0:
-        raise LabError(f"{' '.join(command[:2])} {arguments[-1]}: exit code {code}; what it said is above")
-
-
-def _follow_live(compose: Compose, command: list[str], console: Console) -> int:
     said: deque[str] = deque(maxlen=_SAID_LINES)
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as running:
-        reader = threading.Thread(target=partial(_read_lines, running, said), daemon=True)
-        reader.start()
-        with Live(console=console, auto_refresh=False, transient=True) as live:
-            while running.poll() is None:
-                live.update(Group(_table(compose.services(), {}), Text("\n".join(said), style="dim")), refresh=True)
-                time.sleep(_LOOK_S)
-        reader.join()
+        if console.is_terminal:
+            _watch(compose, running, said, console)
+        else:
+            for line in running.stdout or ():
+                render.say(line.rstrip())
     if running.returncode != 0:
-        console.print(Text("\n".join(said)))
-    return running.returncode
+        raise LabError("\n".join([*said, f"docker compose {arguments[0]}: exit code {running.returncode}"]))
+
+
+def _watch(compose: Compose, running: subprocess.Popen[str], said: deque[str], console: Console) -> None:
+    """Show the services, and the last lines of a command that runs."""
+    reader = threading.Thread(target=partial(_read_lines, running, said), daemon=True)
+    reader.start()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while running.poll() is None:
+            live.update(Group(_table(compose.services(), {}), Text("\n".join(said), style="dim")), refresh=True)
+            time.sleep(_LOOK_S)
+    reader.join()
 
 
 def _read_lines(running: subprocess.Popen[str], said: deque[str]) -> None:
