@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from cli import render
-from cli.checks import node_config
+from cli.node_file import node_config
 from cli.options import EPILOG, EXIT_FAILURE, Json
 from nexus.acme.store import State
 from nexus.assembly import acme_settings, acme_store

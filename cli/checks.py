@@ -1,4 +1,4 @@
-"""Loading a configuration file for a command: everything found wrong is one ConfigError, the rest are warnings."""
+"""Checking a node's file for a command: everything found wrong is one ConfigError, the rest are warnings."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from backend_client.config import ClientFile, load_client_file
-from backend_client.config_keys import CLIENT_KEYS
 from cli.options import SECRET_VARIABLE
 from nexus.acme.store import read_account_secret
 from nexus.auth.keyring import Keyring
 from nexus.config.admission import key_sources_of
 from nexus.config.load import load_node_config
 from nexus.config.model import NodeConfig
-from nexus.document import Field, Kind, MappingNode, Record, ScalarNode, load, read
+from nexus.document import MappingNode, ScalarNode, load
 from nexus.errors import AcmeError, ConfigError, Problem, TlsFileError
 from nexus.files import is_exposed
-from nexus.masking import MASK, shown
 from nexus.tls.certificates import CertificateFiles, read_certificate
 from nexus.tls.contexts import hub_client_context
 
@@ -51,20 +48,6 @@ def kind_of(path: Path) -> FileKind:
     root = load(path)
     keys = [key.text for key, _ in root.pairs if isinstance(key, ScalarNode)] if isinstance(root, MappingNode) else []
     return FileKind.CLIENT if "backends" in keys else FileKind.NODE
-
-
-def effective_node(path: Path) -> Mapping[str, object]:
-    """Return the values in effect, secrets masked, whether or not this version can serve them."""
-    return load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname).effective
-
-
-def node_config(path: Path) -> NodeConfig:
-    """Return a node's configuration, with defaults resolved, whether or not the files that it names can be used.
-
-    Raises:
-        ConfigError: mistakes in the file or the environment.
-    """
-    return load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname).config
 
 
 def check_node(path: Path) -> CheckedNode:
@@ -126,57 +109,3 @@ def _exposed_secrets(path: Path, config: NodeConfig) -> Iterator[Problem]:
 def _is_known(warning: str, config: NodeConfig) -> bool:
     """Tell whether a warning is about the node's own secret, of which its loading has told."""
     return bool(config.backends_jwt_secret_file) and warning.startswith(f"{config.backends_jwt_secret_file}: ")
-
-
-def check_client(path: Path) -> tuple[ClientFile, tuple[Problem, ...]]:
-    """Load a client's configuration, with the files it names; return it and its warnings.
-
-    Raises:
-        ConfigError: mistakes in the file, or a ``caFile`` that cannot be used.
-    """
-    loaded = load_client_file(path)
-    if problems := tuple(_ca_problems(path, loaded.file)):
-        raise ConfigError(*problems)
-    return loaded.file, loaded.warnings
-
-
-def effective_client(path: Path) -> dict[str, object]:
-    """Return every key of a client's file with its value in effect, secrets masked.
-
-    Raises:
-        ConfigError: mistakes in the file.
-    """
-    load_client_file(path)
-    return _shown_table(read(load(path), CLIENT_KEYS, strict=True).record, CLIENT_KEYS)
-
-
-def _ca_problems(path: Path, file: ClientFile) -> Iterator[Problem]:
-    for index, backend in enumerate(file.backends):
-        try:
-            hub_client_context(Path(backend.ca_file) if backend.ca_file else None)
-        except TlsFileError as error:
-            yield Problem(str(path), 0, f"backends[{index}].caFile", str(error))
-
-
-def _shown_table(record: Record, fields: tuple[Field, ...]) -> dict[str, object]:
-    return {spec.key: _shown(spec, record.values[spec.key]) for spec in fields}
-
-
-def _shown(spec: Field, value: object) -> object:
-    if isinstance(value, Record):
-        return _shown_table(value, spec.fields)
-    if spec.kind is Kind.TABLES and isinstance(value, tuple):
-        return [_shown(spec, item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: MASK if spec.secret else _shown(spec, item) for key, item in value.items()}
-    if spec.secret:
-        return _masked(value)
-    value = shown(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _masked(value: object) -> object:
-    """Tell that there is a secret, or how many; nothing where there is none."""
-    if isinstance(value, tuple):
-        return [MASK] * len(value)
-    return MASK if value else ""

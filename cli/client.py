@@ -10,7 +10,7 @@ import typer
 
 from backend_client.service import programs_of, run_clients
 from cli import render
-from cli.checks import check_client
+from cli.client_checks import check_client
 from cli.events import log_event
 from cli.options import EPILOG, LogFormat, LogLevel
 from nexus import logs

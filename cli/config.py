@@ -11,7 +11,9 @@ import yaml
 
 from backend_client.config_keys import CLIENT_KEYS
 from cli import render
-from cli.checks import FileKind, check_client, check_node, effective_client, effective_node, kind_of
+from cli.checks import FileKind, check_node, kind_of
+from cli.client_checks import check_client, effective_client
+from cli.node_file import effective_node
 from cli.options import EPILOG, EXIT_CONFIGURATION, Json
 from nexus.config.schema import json_schema, node_schema
 from nexus.errors import ConfigError, Problem

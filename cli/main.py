@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import typer
 
-from cli import cert, client, config, demo, expose, initialize, lab, render, serve, status, token, version
+from cli import render
 from cli.options import EPILOG, EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from nexus.config.keys import ENVIRONMENT_PREFIX
 from nexus.errors import ConfigError, NexusError, TlsFileError
@@ -19,30 +20,46 @@ _HELP = """A small public node relays TLS, unread, to backends behind any NAT.
 Data goes to stdout, messages to stderr. Every option can also be set in the environment, as shown beside it.
 """
 
-# Tracebacks are for bugs of ours only, and never show local variables: one may be a secret.
-app = typer.Typer(
-    name="nexus",
-    help=_HELP,
-    epilog=EPILOG,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"auto_envvar_prefix": "NEXUS", "help_option_names": ["-h", "--help"]},
-)
-app.command("init", epilog=EPILOG)(initialize.init)
-app.command(epilog=EPILOG)(serve.serve)
-app.command(epilog=EPILOG)(status.status)
-app.add_typer(token.app, name="token")
-app.add_typer(config.app, name="config")
-app.add_typer(cert.app, name="cert")
-app.add_typer(client.app, name="client")
-app.command(epilog=EPILOG)(expose.expose)
-app.command(epilog=EPILOG)(demo.demo)
-app.add_typer(lab.app, name="lab")
-app.command(epilog=EPILOG)(version.version)
+# Where each command is, in the order of the help. One that is asked for is imported alone: a health check need not wait
+# for what only the node or the demo needs. A module that has several commands has an ``app``.
+_COMMANDS: Final[Mapping[str, str]] = {
+    "init": "cli.initialize",
+    "serve": "cli.serve",
+    "status": "cli.status",
+    "token": "cli.token",
+    "config": "cli.config",
+    "cert": "cli.cert",
+    "client": "cli.client",
+    "expose": "cli.expose",
+    "demo": "cli.demo",
+    "lab": "cli.lab",
+    "bench": "cli.bench",
+    "version": "cli.version",
+}
 
 
-@app.callback()
+def application(wanted: str = "") -> typer.Typer:
+    """Return the command line: with the command ``wanted`` alone, or with all where there is none of that name."""
+    # Tracebacks are for bugs of ours only, and never show local variables: one may be a secret.
+    app = typer.Typer(
+        name="nexus",
+        help=_HELP,
+        epilog=EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"auto_envvar_prefix": "NEXUS", "help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_nexus)
+    for name in [wanted] if wanted in _COMMANDS else _COMMANDS:
+        module = importlib.import_module(_COMMANDS[name])
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name, epilog=EPILOG)(getattr(module, name))
+    return app
+
+
 def _nexus() -> None:
     pass
 
@@ -55,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             render.fail(f"{what} is not text in UTF-8")
             sys.exit(code)
     try:
-        app(args=args, prog_name="nexus")
+        application(args[0] if args else "")(args=args, prog_name="nexus")
     except (ConfigError, TlsFileError) as error:
         render.fail(error)
         sys.exit(EXIT_CONFIGURATION)

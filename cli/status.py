@@ -13,7 +13,7 @@ import typer
 from prometheus_client.parser import text_string_to_metric_families
 
 from cli import render
-from cli.checks import node_config
+from cli.node_file import node_config
 from cli.options import EXIT_FAILURE, Json
 from nexus.admin.probe import probe
 from nexus.errors import ConfigError, Problem

@@ -151,13 +151,6 @@ async def test_a_cancelled_context_ends_at_once() -> None:
             pytest.fail("the time limit was swallowed")
 
 
-def test_everything_a_program_needs_is_exported() -> None:
-    """From the package itself."""
-    names = set(backend_client.__all__)
-    assert names <= set(vars(backend_client))
-    assert {"connect", "BackendClient", "Connection", "Event", "TokenProvider"} <= names
-
-
 async def test_a_program_dials_out_through_a_hub_that_allows_it(pki: Pki) -> None:
     """With ``outbound`` the token claims the right; bytes and both FINs arrive."""
 

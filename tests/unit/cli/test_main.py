@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from cli import main as entry
@@ -74,7 +75,7 @@ def test_errors_become_messages_and_exit_codes(
     def broken(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(entry, "app", broken)
+    monkeypatch.setattr(entry, "application", lambda _wanted: broken)
     outcome = nexus()
     assert (outcome.code, outcome.stdout, outcome.stderr) == (code, "", text + "\n")
 
@@ -85,7 +86,7 @@ def test_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(entry, "app", interrupted)
+    monkeypatch.setattr(entry, "application", lambda _wanted: interrupted)
     assert nexus().code == 130
 
 
@@ -95,14 +96,14 @@ def test_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(**_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(entry, "app", broken)
+    monkeypatch.setattr(entry, "application", lambda _wanted: broken)
     with pytest.raises(ZeroDivisionError):
         nexus()
 
 
 def test_no_traceback_shows_local_variables() -> None:
     """Rich tracebacks would print the values of variables, and one may be a secret."""
-    assert entry.app.pretty_exceptions_enable is False
+    assert entry.application().pretty_exceptions_enable is False
 
 
 def test_no_color_is_honoured_and_asked_for_colour_is_given(tmp_path: Path) -> None:
@@ -119,7 +120,22 @@ def test_completion_script_can_be_shown() -> None:
     assert "complete" in shown.stdout
 
 
-def test_app_runs_under_typers_own_runner() -> None:
-    """The application object is usable on its own."""
-    assert isinstance(entry.app, typer.Typer)
-    assert CliRunner().invoke(entry.app, ["version"]).exit_code == 0
+def test_application_runs_under_typers_own_runner() -> None:
+    """It is usable on its own."""
+    assert CliRunner().invoke(entry.application(), ["version"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "unneeded"),
+    [
+        ("status", {"nexus.app", "backend_client.client", "cli.scene", "aiohttp", "requests", "dns"}),
+        ("client", {"nexus.app", "cli.scene", "rich.markdown", "aiohttp", "requests"}),
+        ("serve", {"cli.scene", "cli.lab", "rich.markdown", "aiohttp", "requests"}),
+    ],
+)
+def test_a_command_imports_what_it_needs_alone(command: str, unneeded: set[str]) -> None:
+    """A health check that runs every few seconds does not load the node; the others still stand in the help."""
+    look = f"import sys; from cli.main import application; application({command!r}); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split()
+    assert not unneeded & {*loaded}
+    assert command in nexus("--help").stdout

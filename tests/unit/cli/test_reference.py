@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from cli.main import app
+from cli.main import application
 from cli.options import EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_INTERRUPTED
 from cli.scene import Report
 
@@ -49,7 +49,7 @@ def _existing(name: str, command: Any) -> dict[frozenset[str], str]:
     }
 
 
-COMMANDS = dict(_walk(typer.main.get_command(app)))
+COMMANDS = dict(_walk(typer.main.get_command(application())))
 
 
 def test_every_command_has_a_section() -> None:
