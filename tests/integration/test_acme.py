@@ -19,6 +19,7 @@ from cryptography import x509
 from nexus.admin.probe import probe
 from tests.support import wire
 from tests.support.pebble import ACCOUNT_ID, ACCOUNT_KEY, Pebble, Zone, zone
+from tests.support.ports import free_ports
 from tests.support.processes import (
     NEXUS,
     Nginx,
@@ -26,7 +27,6 @@ from tests.support.processes import (
     Pki,
     Process,
     client_command,
-    free_ports,
     wait_for,
 )
 from tests.support.programs import require

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Process, free_ports, is_listening, wait_for
+from tests.support.ports import free_ports
+from tests.support.processes import Process, is_listening, wait_for
 from tests.support.programs import require
 
 TIMEOUT_S = 60

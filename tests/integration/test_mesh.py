@@ -15,7 +15,8 @@ import pytest
 
 from tests.support.dns import ZONE, Nsd, nsd
 from tests.support.fleet import mesh_settings
-from tests.support.processes import Client, Nginx, Node, Pki, free_ports, scratch_directory, wait_for
+from tests.support.ports import free_ports
+from tests.support.processes import Client, Nginx, Node, Pki, scratch_directory, wait_for
 from tests.support.programs import require
 
 HOST, WILD = "app.example.com", "*.wild.example.com"

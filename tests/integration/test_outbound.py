@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import socks, wire
+from tests.support.ports import free_ports
 from tests.support.processes import (
     SECRET,
     Client,
@@ -22,7 +23,6 @@ from tests.support.processes import (
     Node,
     Pki,
     client_process,
-    free_ports,
     is_listening,
     scratch_directory,
     wait_for,

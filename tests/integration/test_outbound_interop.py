@@ -33,7 +33,8 @@ from tests.support.loopback import (
     standard,
     upload,
 )
-from tests.support.processes import Pki, free_ports
+from tests.support.ports import free_ports
+from tests.support.processes import Pki
 
 SIZE = 16 * 1024 * 1024
 both_ages = pytest.mark.parametrize("knows_credits", [True, False], ids=["v0.3.14", "v0.3.1"])

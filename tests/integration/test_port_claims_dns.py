@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.dns import LARGE, LARGE_BYTES, ZONE, Nsd, address_in, nsd, question
-from tests.support.processes import Client, Node, Pki, free_ports, scratch_directory
+from tests.support.ports import free_ports
+from tests.support.processes import Client, Node, Pki, scratch_directory
 from tests.support.programs import require
 
 FLOWS = 5_000

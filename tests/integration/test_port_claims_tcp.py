@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Client, Node, Pki, Process, free_ports, is_listening, wait_for
+from tests.support.ports import free_ports
+from tests.support.processes import Client, Node, Pki, Process, is_listening, wait_for
 from tests.support.programs import require
 
 WAIT_S = 30.0

@@ -18,7 +18,8 @@ from websockets.asyncio.server import serve as serve_websocket
 
 from tests.integration.conftest import HOST, Chain
 from tests.support import wire
-from tests.support.processes import Client, Nginx, free_ports, scratch_directory, wait_for
+from tests.support.ports import free_ports
+from tests.support.processes import Client, Nginx, scratch_directory, wait_for
 
 pytestmark = pytest.mark.programs
 

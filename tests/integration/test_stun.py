@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.support.processes import Node, Pki, free_ports, scratch_directory
+from tests.support.ports import free_ports
+from tests.support.processes import Node, Pki, scratch_directory
 from tests.support.programs import require
 from tests.support.wire import run_program
 

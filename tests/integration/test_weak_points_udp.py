@@ -18,7 +18,8 @@ from tests.support.clients import forwarder, running
 from tests.support.fake_hub import HubSession, fake_hub
 from tests.support.hub import WAIT_S, Backend, eventually
 from tests.support.loopback import LocalNode, local_client, local_node
-from tests.support.processes import Pki, free_ports
+from tests.support.ports import free_ports
+from tests.support.processes import Pki
 
 GRANT = 64  # of an original client, once for the life of a flow
 MANY = 300

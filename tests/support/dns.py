@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.processes import Process, free_ports, wait_for
+from tests.support.ports import free_ports
+from tests.support.processes import Process, wait_for
 from tests.support.programs import require
 
 ZONE = "example.test"

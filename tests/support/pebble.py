@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.processes import Pki, Process, free_ports, is_listening, wait_for
+from tests.support.ports import free_ports
+from tests.support.processes import Pki, Process, is_listening, wait_for
 from tests.support.programs import require
 
 ACCOUNT_ID, ACCOUNT_KEY = "kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"

@@ -22,6 +22,7 @@ import yaml
 
 from nexus.admin.probe import probe
 from nexus.tls.localca import PemPair, create_ca, issue
+from tests.support.ports import free_ports
 from tests.support.programs import require
 
 START_TIMEOUT_S = 20.0
@@ -40,13 +41,6 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = STAR
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout_s:g} s")
         time.sleep(POLL_S)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listened on a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [sock.getsockname()[1] for sock in sockets]
 
 
 def is_listening(port: int) -> bool:

@@ -25,6 +25,7 @@ from nexus.link import quiet
 from nexus.systemd import ServiceManager
 from tests.support.hub import HOST, NAME, WAIT_S, eventually
 from tests.support.node import Config, configurations, port, running
+from tests.support.ports import free_ports
 from tests.support.processes import Pki
 from tests.support.web_server import Asked, reply_json, silence, web_server
 
@@ -424,14 +425,13 @@ def test_a_process_obeys_signals(config: Config, pki: Pki, caplog: pytest.LogCap
 async def test_stun_and_registration_are_served_and_end_with_the_node(pki: Pki, config: Config) -> None:
     """The orchestrator hears of both ports; a stop waits for neither."""
     async with web_server(pki, reply_json({"heartbeat_interval": 3600})) as orchestrator:
+        number, stun_port = free_ports(2)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.bind(("127.0.0.1", 0))
-            number = client.getsockname()[1]  # free a moment ago; the node takes it for TCP
             settings = {
                 "registrationURL": orchestrator.url("/nodes"),
                 "authorizerCAFile": str(pki.ca_file),
                 "backendListenAddress": f"127.0.0.1:{number}",
-                "stunPort": number + 1 if number < 65_535 else number - 1,
+                "stunPort": stun_port,
             }
             async with running(pki, config(**settings)) as it:
                 assert [port(address) for address in it.addresses.stun] == [settings["stunPort"]]
@@ -462,9 +462,7 @@ async def test_a_node_that_drains_neither_registers_nor_answers_stun(
         await silence(asked, writer)
 
     async with web_server(pki, note) as orchestrator:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.bind(("127.0.0.1", 0))
-            number = client.getsockname()[1]
+        (number,) = free_ports(1)
         settings = {
             "registrationURL": orchestrator.url("/nodes"),
             "authorizerCAFile": str(pki.ca_file),

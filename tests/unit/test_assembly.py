@@ -19,7 +19,8 @@ from nexus.hub.targets import OutboundPolicy
 from nexus.limits import UNBOUNDED
 from tests.support.hub import HOST, NAME, eventually
 from tests.support.node import Config, configurations, running
-from tests.support.processes import Pki, free_ports
+from tests.support.ports import free_ports
+from tests.support.processes import Pki
 from tests.support.web_server import Asked, http, web_server
 
 ON_BOTH_LOOPS = True

@@ -15,7 +15,8 @@ from nexus.errors import WebError
 from nexus.tls.certificates import CertificateFiles, read_certificate
 from nexus.tls.contexts import WebContext
 from nexus.web import WebAnswer, WebClient, parse_max_age
-from tests.support.processes import Pki, free_ports
+from tests.support.ports import free_ports
+from tests.support.processes import Pki
 from tests.support.web_server import (
     Answer,
     Asked,

@@ -16,7 +16,8 @@ from nexus.errors import AuthError, TokenUnverified
 from nexus.limits import STRANGERS_LINES_MAX
 from nexus.web import WebClient
 from tests.support.hub import eventually
-from tests.support.processes import Pki, free_ports
+from tests.support.ports import free_ports
+from tests.support.processes import Pki
 from tests.support.web_server import (
     Answer,
     Asked,

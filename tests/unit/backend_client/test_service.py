@@ -29,7 +29,8 @@ from nexus.protocol.constants import CREDITS_BATCH
 from tests.support.clients import Events
 from tests.support.fake_hub import fake_hub
 from tests.support.hub import WAIT_S
-from tests.support.processes import Pki, free_ports
+from tests.support.ports import free_ports
+from tests.support.processes import Pki
 
 
 def backend(*addresses: str, **settings: object) -> BackendConfig:

@@ -21,6 +21,7 @@ from nexus.resolver import Found
 from nexus.transport import OpenRequest
 from tests.support.hub import HOST, eventually
 from tests.support.outbound import POLICY, receive, setup, stream_id
+from tests.support.ports import free_ports
 from tests.support.sessions import LOST, FakeEndpoint
 
 ON_BOTH_LOOPS = True
@@ -124,16 +125,10 @@ async def test_a_target_that_refuses_is_told_as_that() -> None:
     """With the reason in words and no success."""
     async with setup() as it:
         it.server.close()
-        it.ask(1, f"127.0.0.1:{unused_port()}")
+        it.ask(1, f"127.0.0.1:{free_ports(1)[0]}")
         assert await it.answer() == Control("outbound_result", stream_id(1), reason=OutboundRefusal.REFUSED)
         assert not it.backend.session.streams
         assert it.registry.totals.outbound_refusals == {"refused": 1}
-
-
-def unused_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 async def test_a_name_that_nobody_knows_is_told_as_that() -> None:

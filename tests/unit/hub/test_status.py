@@ -18,7 +18,8 @@ from nexus.hub import status as module
 from nexus.hub.status import REDIRECTS_MAX, StatusClient
 from tests.support.hub import WAIT_S
 from tests.support.loopback import Reader, Writer, serve
-from tests.support.processes import Pki, free_ports
+from tests.support.ports import free_ports
+from tests.support.processes import Pki
 from tests.support.wire import trusting
 
 ON_BOTH_LOOPS = True
