@@ -1,0 +1,140 @@
+"""The suite: every case on every target, interleaved, on this machine; a table, JSON, and a plot.
+
+    uv run --group bench python -m bench.suite [--rounds 5] [--scale 1] [--only nexus ...] [--cases download ...]
+                                               [--into bench/reports/DATE-suite]
+
+A round runs all targets of a case one after the other, so that what else the machine does falls on all of them alike;
+figures are medians of the rounds, and ratios are of medians. Nothing here fails a build: it prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import plot, report
+from bench.cases import Case, cases
+from bench.targets import TARGETS, Running, Target, cpu_s
+from bench.traffic import raise_descriptors
+from tests.support.processes import Process, scratch_directory, wait_for
+
+Runs = dict[str, dict[str, list[dict[str, float]]]]
+"""Every run's figures, by case and target."""
+
+
+@contextlib.contextmanager
+def service(directory: Path) -> Iterator[tuple[int, int]]:
+    """Run the service; give its port and its process."""
+    port_file = directory / "port"
+    with Process([sys.executable, "-m", "bench.traffic", str(port_file)], directory / "service.log") as running:
+        wait_for(port_file.exists, "the service listens")
+        yield int(port_file.read_text()), running.popen.pid
+
+
+@contextlib.contextmanager
+def put_up(targets: Sequence[Target], port: int) -> Iterator[dict[str, Running]]:
+    """Put all targets up before one service; they are idle while another one is measured."""
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for target in targets:
+            directory = stack.enter_context(scratch_directory())
+            running[target.name] = stack.enter_context(target.start(directory, port))
+        yield running
+
+
+def measure(chosen: Sequence[Case], running: dict[str, Running], rounds: int, service_pid: int) -> Runs:
+    """Run everything; a run that breaks is told, and is no figure."""
+    runs: Runs = {}
+    for case in chosen:
+        found = runs.setdefault(case.name, {})
+        for number in range(rounds):
+            for name, target in running.items():
+                if case.udp and target.datagrams is None:
+                    continue
+                load_before, started = cpu_s([os.getpid(), service_pid]), time.monotonic()
+                try:
+                    figures = dict(case.run(target))
+                except (OSError, ValueError) as error:
+                    print(f"{case.name}: {name}: run {number + 1}: {error}", file=sys.stderr)
+                    figures = {"failed": 1.0, "broken": 1.0}
+                else:
+                    load = cpu_s([os.getpid(), service_pid]) - load_before
+                    figures["load cores"] = load / (time.monotonic() - started)
+                found.setdefault(name, []).append(figures)
+        print(report.progress(case.name, medians({case.name: found})[case.name]), file=sys.stderr, flush=True)
+    return runs
+
+
+def medians(runs: Runs) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the median of each figure over the runs that gave one."""
+    return {
+        case: {
+            name: {
+                key: median(figures[key] for figures in found if key in figures)
+                for key in dict.fromkeys(key for figures in found for key in figures)
+            }
+            for name, found in targets.items()
+        }
+        for case, targets in runs.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    programs = {"haproxy": ["haproxy", "-v"], "ssh": ["ssh", "-V"]}
+    said = {}
+    for name, command in programs.items():
+        with contextlib.suppress(OSError):
+            env = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"}
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10, env=env)
+            said[name] = (done.stdout + done.stderr).splitlines()[0]
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("uvloop", "websockets", "cryptography")},
+        **said,
+    }
+
+
+def main() -> None:
+    """Measure what is asked for, and write what came."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="length of each run")
+    parser.add_argument("--only", nargs="*", help="targets by name")
+    parser.add_argument("--cases", nargs="*", help="cases whose name begins so")
+    parser.add_argument("--into", type=Path, help="write FILE.md, FILE.json and FILE.svg")
+    options = parser.parse_args()
+    raise_descriptors()
+    targets = [target for target in TARGETS if not options.only or target.name in options.only]
+    for target in targets:
+        if target.missing:
+            print(f"left out: {target.name}: {', '.join(target.missing)} not installed", file=sys.stderr)
+    targets = [target for target in targets if not target.missing]
+    chosen = [case for case in cases(options.scale) if not options.cases or case.name.startswith(tuple(options.cases))]
+    with scratch_directory() as directory, service(directory) as (port, pid), put_up(targets, port) as running:
+        runs = measure(chosen, running, options.rounds, pid)
+    document = {"about": {**machine(), "rounds": options.rounds, "scale": options.scale}, "runs": runs}
+    found = medians(runs)
+    text = report.as_markdown(document["about"], found)
+    print(text)
+    if options.into:
+        options.into.with_suffix(".md").write_text(text)
+        options.into.with_suffix(".json").write_text(json.dumps(document, indent=1))
+        plot.draw(found, options.into.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
