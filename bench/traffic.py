@@ -371,7 +371,7 @@ def idle(address: Address, count: int) -> Iterator[list[socket.socket]]:
     """Hold so many streams that have exchanged a byte and say nothing more. Raises TimeoutError if that takes 60 s."""
     deadline = time.monotonic() + _TIMEOUT_S
     with contextlib.ExitStack() as stack:
-        socks = []
+        socks: list[socket.socket] = []
         for _ in range(count):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(socks)} of {count} idle streams were open after {_TIMEOUT_S:g} s")
