@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from cli.node_file import load_node
 from cli.options import SECRET_VARIABLE
 from nexus.acme.store import read_account_secret
 from nexus.auth.keyring import Keyring
 from nexus.config.admission import key_sources_of
-from nexus.config.load import load_node_config
 from nexus.config.model import NodeConfig
 from nexus.document import MappingNode, ScalarNode, load
 from nexus.errors import AcmeError, ConfigError, Problem, TlsFileError
@@ -57,7 +56,7 @@ def check_node(path: Path) -> CheckedNode:
         ConfigError: mistakes in the file or the environment, features that this version does not serve, or a file it
             names that cannot be used: certificate, roots, secrets, keys, revocation list.
     """
-    loaded = load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname)
+    loaded = load_node(path)
     config = loaded.config
     keyring = Keyring(key_sources_of(config))
     oddities = _certificate_oddities(path, config)

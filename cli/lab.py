@@ -52,10 +52,11 @@ def up(
     """Build and start the lab, and wait until all of it is healthy."""
     compose = _compose(file)
     options = ["--detach", "--wait", "--wait-timeout", str(timeout), *(["--build"] if build else [])]
-    _follow(compose, ["up", *options])
-    if not all(service.is_well for service in compose.services()):
+    _follow(compose, "up", *options)
+    services = compose.services()
+    if not all(service.is_well for service in services):
         raise LabError("not all of the lab is well; see `nexus lab status` and `docker compose logs`")
-    render.show(_table(compose.services(), _nodes(compose)))
+    render.show(_table(services, _nodes(compose)))
     render.say("Next: nexus lab tour")
 
 
@@ -63,9 +64,7 @@ def up(
 def down(file: LabFile = None) -> None:
     """Take the lab down with everything it kept: containers, networks, certificates."""
     compose = _compose(file)
-    _follow(
-        compose, ["--progress", "plain", "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5"]
-    )
+    _follow(compose, "down", "--volumes", "--remove-orphans", "--timeout", "5")
     render.say("The lab is gone.")
 
 
@@ -177,9 +176,10 @@ def _walk(compose: Compose, step: Step, *, waits: bool) -> bool:
     return good
 
 
-def _follow(compose: Compose, arguments: list[str], *general: str) -> None:
+def _follow(compose: Compose, verb: str, *options: str) -> None:
     """Run a command of Compose; show on a terminal what becomes of the lab meanwhile, elsewhere what it says."""
-    command = compose.command("--progress", "plain", *general, *arguments)
+    profiles = ["--profile", "*"] if verb == "down" else []  # extras may be up, too
+    command = compose.command("--progress", "plain", *profiles, verb, *options)
     console = Console(stderr=True, highlight=False)
     said: deque[str] = deque(maxlen=_SAID_LINES)
     with subprocess.Popen(
@@ -191,7 +191,7 @@ def _follow(compose: Compose, arguments: list[str], *general: str) -> None:
             for line in running.stdout or ():
                 render.say(line.rstrip())
     if running.returncode != 0:
-        raise LabError("\n".join([*said, f"docker compose {arguments[0]}: exit code {running.returncode}"]))
+        raise LabError("\n".join([*said, f"docker compose {verb}: exit code {running.returncode}"]))
 
 
 def _watch(compose: Compose, running: subprocess.Popen[str], said: deque[str], console: Console) -> None:

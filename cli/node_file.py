@@ -7,13 +7,22 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from nexus.config.load import load_node_config
+from nexus.config.load import LoadedConfig, load_node_config
 from nexus.config.model import NodeConfig
+
+
+def load_node(path: Path) -> LoadedConfig:
+    """Read a node's file as the node does: with the environment, and with names of services resolved.
+
+    Raises:
+        ConfigError: mistakes in the file or the environment.
+    """
+    return load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname)
 
 
 def effective_node(path: Path) -> Mapping[str, object]:
     """Return the values in effect, secrets masked, whether or not this version can serve them."""
-    return load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname).effective
+    return load_node(path).effective
 
 
 def node_config(path: Path) -> NodeConfig:
@@ -22,4 +31,4 @@ def node_config(path: Path) -> NodeConfig:
     Raises:
         ConfigError: mistakes in the file or the environment.
     """
-    return load_node_config(path, environ=os.environ, resolve_service=socket.getservbyname).config
+    return load_node(path).config

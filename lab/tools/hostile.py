@@ -19,34 +19,34 @@ HELLO = bytes.fromhex("160301020001000200fc0303")  # the start of a ClientHello 
 EACH = 40  # connections of one kind at once
 
 
-async def silent(reader, writer, end):
+async def silent(reader, writer):
     await reader.read(1)
 
 
-async def half_a_hello(reader, writer, end):
+async def half_a_hello(reader, writer):
     writer.write(HELLO)
     await reader.read(100)
 
 
-async def a_byte_a_second(reader, writer, end):
+async def a_byte_a_second(reader, writer):
     for byte in HELLO + bytes(500):
         writer.write(bytes([byte]))
         await writer.drain()
         await asyncio.sleep(1)
 
 
-async def noise(reader, writer, end):
+async def noise(reader, writer):
     writer.write(os.urandom(2000))
     await reader.read(100)
 
 
-async def a_huge_head(reader, writer, end):
+async def a_huge_head(reader, writer):
     writer.write(b"GET / HTTP/1.1\r\n" + b"X-Padding: " + b"a" * 200_000)
     await writer.drain()
     await reader.read(100)
 
 
-async def no_token(reader, writer, end):
+async def no_token(reader, writer):
     writer.write(b"GET /connect HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
     await reader.read(100)
 
@@ -72,7 +72,7 @@ async def keep_at_it(kind, host, port, end, tally):
         tally[f"{kind.__name__} on {port}"] += 1
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + min(5, max(0.1, end - time.monotonic()))):
-                await kind(reader, writer, end)
+                await kind(reader, writer)
         writer.transport.abort()
 
 

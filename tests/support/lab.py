@@ -11,17 +11,18 @@ from functools import partial
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from cli.compose import LAB_FILE
 from tests.support.docker import ROOT, docker
 from tests.support.processes import wait_for
 
-COMPOSE_FILE = ROOT / "lab" / "docker-compose.yml"
+COMPOSE_FILE = ROOT / LAB_FILE
 PROJECT = "nexus-lab"
 NODES = {"us": "10.231.1.10", "eu": "10.231.2.10"}
 HOMES = {"app.lab.test": "web-us-1", "shop.lab.test": "web-eu", "www.pages.lab.test": "web-us-1"}
 """A server of each name; ``app`` has another one with the same certificate."""
 
 _METRICS = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9464/metrics').read().decode())"
-_READY = "import urllib.request as u; u.urlopen('http://127.0.0.1:9464/readyz');"
+_METRICS_IF_READY = f"import urllib.request as u; u.urlopen('http://127.0.0.1:9464/readyz'); {_METRICS}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class Lab:
 
     def figures(self, region: str) -> list[Sample]:
         """Return all metrics of a node."""
-        text = self.output(f"node-{region}", "python3", "-c", _METRICS)
-        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return _samples(self.output(f"node-{region}", "python3", "-c", _METRICS))
 
     def figure(self, region: str, name: str, **labels: str) -> float:
         """Return one metric of a node, the sum of all samples that have these labels."""
@@ -102,8 +102,13 @@ class Lab:
 
     def _is_meshed(self, region: str) -> bool:
         """Tell whether a node is ready, and has its own backends' routes and the other's (see lab/clients)."""
-        if self.run(f"node-{region}", "python3", "-c", _READY).returncode != 0:
+        asked = self.run(f"node-{region}", "python3", "-c", _METRICS_IF_READY)
+        if asked.returncode != 0:
             return False
         routes, other = {"us": (5, 3), "eu": (3, 5)}[region]
-        found = {sample.name: sample.value for sample in self.figures(region)}
+        found = {sample.name: sample.value for sample in _samples(asked.stdout.decode())}
         return (found["nexus_mesh_links"], found["nexus_routes"], found["nexus_mesh_routes"]) == (1, routes, other)
+
+
+def _samples(text: str) -> list[Sample]:
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
