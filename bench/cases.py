@@ -6,20 +6,20 @@ A run counts failures beside its figures: bytes are counted at both ends, and a 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import quantiles
 from typing import Final
 
-from bench import traffic
-from bench.targets import Running, cpu_s, memory_bytes
+from bench import traffic, usage
+from bench.targets import Running
 from bench.traffic import MIB
 
 Figures = Mapping[str, float]
 
 _US: Final = 1e6
-_MS_BULK_WARM_UP: Final = 4 * MIB
+_WARM_UP_BYTES: Final = 4 * MIB
 _SETTLE_S: Final = 0.3
 
 
@@ -32,12 +32,20 @@ class Case:
     udp: bool = False
 
 
+def _cpu_s(roots: Sequence[int]) -> float:
+    return usage.cpu_s(usage.trees(roots))
+
+
+def _memory_bytes(roots: Sequence[int]) -> int:
+    return usage.memory_bytes(usage.trees(roots))
+
+
 def _metered(running: Running, action: Callable[[], float], unit: str, per: float) -> dict[str, float]:
     """Run ``action``, which returns an amount; return the CPU of both sides for ``per`` of it, in ``unit``."""
-    before = cpu_s(running.edge), cpu_s(running.far)
+    before = _cpu_s(running.edge), _cpu_s(running.far)
     amount = action()
     time.sleep(_SETTLE_S / 3)  # what is left to do behind the last byte belongs to it
-    edge, far = cpu_s(running.edge) - before[0], cpu_s(running.far) - before[1]
+    edge, far = _cpu_s(running.edge) - before[0], _cpu_s(running.far) - before[1]
     if not amount:
         return {}
     return {f"edge {unit}": edge / amount * per, f"far {unit}": far / amount * per}
@@ -46,7 +54,7 @@ def _metered(running: Running, action: Callable[[], float], unit: str, per: floa
 def bulk(direction: str, streams: int, total: int, running: Running) -> Figures:
     """``total`` bytes over some streams at once."""
     move = partial(getattr(traffic, direction), running.address)
-    move(_MS_BULK_WARM_UP)
+    move(_WARM_UP_BYTES)
     figures: dict[str, float] = {}
 
     def action() -> float:
@@ -88,19 +96,19 @@ def connections(at_once: int, seconds: float, running: Running) -> Figures:
     figures: dict[str, float] = {}
 
     def action() -> float:
-        tally = traffic.connections(running.address, at_once, seconds)
-        figures.update({"connections/s": tally.made / seconds, "failed": tally.failed})
-        return tally.made
+        made, failed = traffic.connections(running.address, at_once, seconds)
+        figures.update({"connections/s": made / seconds, "failed": failed})
+        return made
 
     return {**_metered(running, action, "CPU us/connection", _US), **figures}
 
 
 def idle(count: int, running: Running) -> Figures:
     """Memory of streams that say nothing, and whether they all still live."""
-    before = memory_bytes(running.edge), memory_bytes(running.far)
+    before = _memory_bytes(running.edge), _memory_bytes(running.far)
     with traffic.idle(running.address, count) as socks:
         time.sleep(_SETTLE_S)
-        edge, far = memory_bytes(running.edge) - before[0], memory_bytes(running.far) - before[1]
+        edge, far = _memory_bytes(running.edge) - before[0], _memory_bytes(running.far) - before[1]
         alive = 0
         for sock in socks:
             sock.sendall(b"still there?")

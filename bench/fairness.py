@@ -27,6 +27,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a clone, installed or not
 
+from bench.usage import cpu_s
 from nexus.eventloop import new_event_loop
 from tests.support.hub import eventually
 from tests.support.loopback import Reader, Writer, connection, head, serve
@@ -137,12 +138,6 @@ def start_backends(directory: Path, node: Node, target: int, count: int) -> Proc
     return Process([*NEXUS, "client", "run", "-c", str(file)], directory / "backends.log")
 
 
-def cpu_s(process: Process) -> float:
-    """Return the CPU time that a process has used."""
-    fields = Path(f"/proc/{process.popen.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def worst_window(samples: list[tuple[float, int]]) -> float:
     """Return the highest rate over any two samples that are WINDOW_S apart, in bytes a second."""
     worst, end = 0.0, 0
@@ -160,7 +155,11 @@ async def measure(case: Case, node: Node, counter: Counter, seconds: float) -> F
     await asyncio.sleep(WARM_UP_S)
     load = os.getloadavg()[0]
     limit = case.megabits * 125_000
-    before, cpu, charged = list(counter.arrived), cpu_s(node), node.metric("nexus_bandwidth_charged_bytes_total")
+    before, cpu, charged = (
+        list(counter.arrived),
+        cpu_s([node.popen.pid]),
+        node.metric("nexus_bandwidth_charged_bytes_total"),
+    )
     start = time.monotonic()
     samples = [(start, sum(before))]
     while samples[-1][0] < start + seconds:
@@ -173,7 +172,7 @@ async def measure(case: Case, node: Node, counter: Counter, seconds: float) -> F
         worst_window=worst_window(samples) / limit,
         charged=(node.metric("nexus_bandwidth_charged_bytes_total") - charged) / took / limit,
         parts=parts,
-        cpu=(cpu_s(node) - cpu) / took,
+        cpu=(cpu_s([node.popen.pid]) - cpu) / took,
         load=load,
     )
 

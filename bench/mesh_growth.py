@@ -13,8 +13,8 @@ import contextlib
 import os
 import platform
 import time
-from pathlib import Path
 
+from bench.usage import cpu_s
 from nexus.mesh.routes import PeerRoutes, PortPolicy, usable
 from nexus.protocol.constants import MESH_FEATURES
 from nexus.protocol.tunnels import Announce, parse_text, serialize_announce
@@ -28,12 +28,6 @@ CALCULATED_ROUTES = (1_000, 10_000, 100_000)
 CALCULATED_NODES = (16, 32, 64, 128)
 
 
-def cpu_s(node: Node) -> float:
-    """Return the CPU seconds that a process has taken."""
-    fields = Path(f"/proc/{node.popen.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def fleet(count: int) -> None:
     """Measure one fleet and print its row."""
     with scratch_directory() as directory, contextlib.ExitStack() as stack:
@@ -45,18 +39,18 @@ def fleet(count: int) -> None:
             settings = mesh_settings(pki, f"node-{index}", own, [port for port in ports if port != own])
             nodes.append(stack.enter_context(Node(directory / f"{index}", pki, **settings)))
         wait_for(lambda: all(links(node) == count - 1 for node in nodes), "one link for each pair", timeout_s=120)
-        before = sum(map(cpu_s, nodes))
+        before = cpu_s(node.popen.pid for node in nodes)
         time.sleep(IDLE_S)
-        idle = (sum(map(cpu_s, nodes)) - before) / IDLE_S / count
+        idle = (cpu_s(node.popen.pid for node in nodes) - before) / IDLE_S / count
         rss = sum(node.rss_bytes() for node in nodes) / count
-        before = sum(map(cpu_s, nodes))
+        before = cpu_s(node.popen.pid for node in nodes)
         names = [f"host-{number}.example.com" for number in range(NAMES)]
         stack.enter_context(client_process(directory, nodes[0].hub_url, pki, {443: 1}, *names))
         wait_for(lambda: nodes[0].metric("nexus_routes") == NAMES, "the backend is connected")
         connected = time.monotonic()
         wait_for(lambda: all(routes(node) == NAMES for node in nodes[1:]), "every node knows", timeout_s=60)
         known = time.monotonic() - connected
-        cost = sum(map(cpu_s, nodes)) - before
+        cost = cpu_s(node.popen.pid for node in nodes) - before
         print(
             f"| {count} | {count - 1} | {idle * 100:.2f} % | {rss / 2**20:.0f} MiB | {known:.2f} s | {cost:.2f} s |",
             flush=True,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 OURS: Final = ("nexus", "nexus, mesh")
 REFERENCES: Final = {"haproxy": "haproxy", "haproxy + TLS + haproxy": "two hops"}
-"""References and how a column of ratios calls them."""
+"""References and how a row of ratios calls them."""
 
 Medians = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -41,7 +41,7 @@ def _table(case: str, targets: Mapping[str, Mapping[str, float]]) -> list[str]:
     for name, figures in targets.items():
         lines.append(f"| {name} | {' | '.join(_number(figures[key]) if key in figures else '-' for key in keys)} |")
     for ours in OURS:
-        for reference, short in REFERENCES.items():
+        for reference, short in {**REFERENCES, f"{ours}, before": "before"}.items():
             if ours in targets and reference in targets:
                 ratios = [_ratio(targets[ours].get(key), targets[reference].get(key), key) for key in keys]
                 lines.append(f"| *{ours} / {short}* | {' | '.join(ratios)} |")

@@ -1,7 +1,7 @@
 """The suite: every case on every target, interleaved, on this machine; a table, JSON, and a plot.
 
     uv run --group bench python -m bench.suite [--rounds 5] [--scale 1] [--only nexus ...] [--cases download ...]
-                                               [--into bench/reports/DATE-suite]
+                                               [--before CHECKOUT] [--into bench/reports/DATE-suite]
 
 A round runs all targets of a case one after the other, so that what else the machine does falls on all of them alike;
 figures are medians of the rounds, and ratios are of medians. Nothing here fails a build: it prints.
@@ -14,8 +14,10 @@ import contextlib
 import json
 import os
 import platform
+import ssl
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -25,8 +27,9 @@ from typing import Any
 
 from bench import plot, report
 from bench.cases import Case, cases
-from bench.targets import TARGETS, Running, Target, cpu_s
+from bench.targets import TARGETS, Running, Target, before, program
 from bench.traffic import raise_descriptors
+from bench.usage import cpu_s
 from tests.support.processes import Process, scratch_directory, wait_for
 
 Runs = dict[str, dict[str, list[dict[str, float]]]]
@@ -92,17 +95,17 @@ def medians(runs: Runs) -> dict[str, dict[str, dict[str, float]]]:
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
-    programs = {"haproxy": ["haproxy", "-v"], "ssh": ["ssh", "-V"]}
     said = {}
-    for name, command in programs.items():
-        with contextlib.suppress(OSError):
-            env = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10, env=env)
+    for name, option in {"haproxy": "-v", "ssh": "-V"}.items():
+        if (installed := program(name)) is not None:
+            done = subprocess.run([installed, option], capture_output=True, text=True, check=False, timeout=10)
             said[name] = (done.stdout + done.stderr).splitlines()[0]
+    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "python": platform.python_version(),
+        "python": platform.python_version() + ("" if optimized else ", built without --enable-optimizations: slower"),
+        "openssl": ssl.OPENSSL_VERSION,
         **{name: version(name) for name in ("uvloop", "websockets", "cryptography")},
         **said,
     }
@@ -115,10 +118,12 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="length of each run")
     parser.add_argument("--only", nargs="*", help="targets by name")
     parser.add_argument("--cases", nargs="*", help="cases whose name begins so")
+    parser.add_argument("--before", type=Path, help="compare with this checkout of ours")
     parser.add_argument("--into", type=Path, help="write FILE.md, FILE.json and FILE.svg")
     options = parser.parse_args()
     raise_descriptors()
-    targets = [target for target in TARGETS if not options.only or target.name in options.only]
+    known = (*TARGETS, *(before(options.before.resolve()) if options.before else ()))
+    targets = [target for target in known if not options.only or target.name.split(", before")[0] in options.only]
     for target in targets:
         if target.missing:
             print(f"left out: {target.name}: {', '.join(target.missing)} not installed", file=sys.stderr)

@@ -22,7 +22,6 @@ from tests.support.ports import free_ports
 from tests.support.processes import Node, Pki, Process, client_process, is_listening, wait_for
 
 LOCAL: Final = "127.0.0.1"
-_NS_PER_S: Final = 1e9
 
 
 @dataclass(frozen=True)
@@ -35,56 +34,25 @@ class Running:
     datagrams: Address | None = None
 
 
+Start = Callable[[Path, int], contextlib.AbstractContextManager[Running]]
+"""Puts a target up in a directory before a service on a port."""
+
+
 @dataclass(frozen=True)
 class Target:
-    """A target by name; ``start`` puts it up in a directory before a service on a port."""
+    """A target by name."""
 
     name: str
-    start: Callable[[Path, int], contextlib.AbstractContextManager[Running]]
+    start: Start
     needs: tuple[str, ...] = field(default=())
 
     @property
     def missing(self) -> list[str]:
         """The programs that are not installed."""
-        return [program for program in self.needs if _program(program) is None]
+        return [name for name in self.needs if program(name) is None]
 
 
-def cpu_s(roots: Sequence[int]) -> float:
-    """Return the CPU seconds of processes and their descendants, as the scheduler counts them."""
-    total = 0.0
-    for pid in _trees(roots):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                total += int((task / "schedstat").read_text().split()[0]) / _NS_PER_S
-    return total
-
-
-def memory_bytes(roots: Sequence[int]) -> int:
-    """Return the memory of processes and their descendants that they share with nobody, or their part of it (PSS)."""
-    total = 0
-    for pid in _trees(roots):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            total += int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pss:"))) * 1024
-    return total
-
-
-def _trees(roots: Sequence[int]) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], list(roots)
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        waiting += children.get(pid, [])
-    return found
-
-
-def _program(name: str) -> str | None:
+def program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
 
 
@@ -99,7 +67,7 @@ def _direct(directory: Path, service: int) -> Iterator[Running]:
 _HAPROXY: Final = """
 global
     maxconn {streams}
-    nbthread {threads}
+    nbthread 1
     log stdout format raw local0 emerg
 defaults
     mode tcp
@@ -115,25 +83,22 @@ _BY_NAME: Final = f"""
 """
 
 
-def _haproxy(directory: Path, name: str, threads: int, sections: str) -> Process:
+def _haproxy(directory: Path, name: str, sections: str) -> Process:
     file = directory / f"{name}.cfg"
-    file.write_text(_HAPROXY.format(threads=threads, streams=streams_max()) + sections)
-    program = _program("haproxy")
-    assert program is not None
-    return Process([program, "-db", "-f", str(file)], directory / f"{name}.log")
+    file.write_text(_HAPROXY.format(streams=streams_max()) + sections)
+    haproxy = program("haproxy")
+    assert haproxy is not None
+    return Process([haproxy, "-db", "-f", str(file)], directory / f"{name}.log")
 
 
-def _one_hop(threads: int) -> Callable[[Path, int], contextlib.AbstractContextManager[Running]]:
-    @contextlib.contextmanager
-    def start(directory: Path, service: int) -> Iterator[Running]:
-        (port,) = free_ports(1)
-        sections = f"frontend edge\n    bind {LOCAL}:{port}\n{_BY_NAME}\n"
-        sections += f"backend service\n    server s {LOCAL}:{service}\n"
-        with _haproxy(directory, "edge", threads, sections) as edge:
-            wait_for(lambda: is_listening(port), "HAProxy listens")
-            yield Running((LOCAL, port), [edge.popen.pid])
-
-    return start
+@contextlib.contextmanager
+def _one_hop(directory: Path, service: int) -> Iterator[Running]:
+    (port,) = free_ports(1)
+    sections = f"frontend edge\n    bind {LOCAL}:{port}\n{_BY_NAME}\n"
+    sections += f"backend service\n    server s {LOCAL}:{service}\n"
+    with _haproxy(directory, "edge", sections) as edge:
+        wait_for(lambda: is_listening(port), "HAProxy listens")
+        yield Running((LOCAL, port), [edge.popen.pid])
 
 
 @contextlib.contextmanager
@@ -148,7 +113,7 @@ def _two_hops(directory: Path, service: int) -> Iterator[Running]:
     edge_sections = f"frontend edge\n    bind {LOCAL}:{edge_port}\n{_BY_NAME}\n{towards} sni str(localhost)\n"
     far_sections = f"frontend far\n    bind {LOCAL}:{far_port} ssl crt {both}\n    default_backend service\n"
     far_sections += f"backend service\n    server s {LOCAL}:{service}\n"
-    with _haproxy(directory, "far", 1, far_sections) as far, _haproxy(directory, "edge", 1, edge_sections) as edge:
+    with _haproxy(directory, "far", far_sections) as far, _haproxy(directory, "edge", edge_sections) as edge:
         wait_for(lambda: is_listening(far_port) and is_listening(edge_port), "both HAProxies listen")
         yield Running((LOCAL, edge_port), [edge.popen.pid], [far.popen.pid])
 
@@ -171,7 +136,7 @@ def _ssh(directory: Path, service: int) -> Iterator[Running]:
         f"StrictModes no\nPidFile none\nAllowTcpForwarding yes\nPermitRootLogin yes\n"
     )
     Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = _program("sshd")
+    sshd = program("sshd")
     assert sshd is not None
     client = [
         "ssh",
@@ -202,10 +167,10 @@ def _settings() -> tuple[dict[str, object], int]:
 
 
 @contextlib.contextmanager
-def _nexus(directory: Path, service: int, **more: object) -> Iterator[Running]:
+def _nexus(directory: Path, service: int) -> Iterator[Running]:
     pki = Pki.create(directory)
     settings, udp = _settings()
-    with Node(directory, pki, **settings, **more) as node, _backend(directory, node, service, udp) as client:
+    with Node(directory, pki, **settings) as node, _backend(directory, node, service, udp) as client:
         wait_for(lambda: node.metric("nexus_routes") == 2, "the backend is connected")
         yield Running((LOCAL, node.tls_port), [node.popen.pid], [client.popen.pid], (LOCAL, udp))
 
@@ -237,9 +202,39 @@ def _backend(directory: Path, node: Node, service: int, udp: int, *more_ports: i
     return client_process(directory, node.hub_url, node.pki, ports, f"*.{ZONE}", udpRoutes=routes)
 
 
+def _of(checkout: Path, start: Start) -> Start:
+    """Return the same target run from another checkout of the project, in this one's environment."""
+
+    @contextlib.contextmanager
+    def start_there(directory: Path, service: int) -> Iterator[Running]:
+        there = {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
+        kept = {name: os.environ.get(name) for name in there}
+        with contextlib.ExitStack() as stack:
+            os.environ.update(there)
+            try:
+                running = stack.enter_context(start(directory, service))
+            finally:
+                for name, value in kept.items():
+                    os.environ.pop(name)
+                    if value is not None:
+                        os.environ[name] = value
+            yield running
+
+    return start_there
+
+
+def before(checkout: Path) -> tuple[Target, ...]:
+    """Return our own targets as another checkout has them."""
+    return tuple(
+        Target(f"{target.name}, before", _of(checkout, target.start))
+        for target in TARGETS
+        if target.start in {_nexus, _nexus_mesh}
+    )
+
+
 TARGETS: Final = (
     Target("direct", _direct),
-    Target("haproxy", _one_hop(1), ("haproxy",)),
+    Target("haproxy", _one_hop, ("haproxy",)),
     Target("haproxy + TLS + haproxy", _two_hops, ("haproxy",)),
     Target("ssh -R", _ssh, ("sshd", "ssh", "ssh-keygen")),
     Target("nexus", _nexus),

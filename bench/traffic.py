@@ -16,15 +16,15 @@ import os
 import resource
 import select
 import socket
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
+
+from tests.support.client_hello import hello_by_openssl
 
 ZONE: Final = "bench.test"
 Address = tuple[str, int]
@@ -36,27 +36,21 @@ _TIMEOUT_S: Final = 60.0
 _BACKLOG: Final = 4096
 
 
-def raise_descriptors() -> int:
-    """Take as many descriptors as this process may have, and return how many; programs that it starts inherit them."""
+def raise_descriptors() -> None:
+    """Take as many descriptors as this process may have; programs that it starts inherit them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 def streams_max() -> int:
     """Return how many streams a proxy can have that needs two descriptors for each, and some for itself."""
-    return (raise_descriptors() - 1_000) // 2
+    return (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1_000) // 2
 
 
 @cache
 def hello(label: str) -> bytes:
     """Return the ClientHello that OpenSSL sends for a name of the suite."""
-    outgoing = ssl.MemoryBIO()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=f"{label}.{ZONE}")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outgoing.read()
+    return hello_by_openssl(f"{label}.{ZONE}", [])
 
 
 @cache
@@ -310,20 +304,16 @@ def round_trips(address: Address, streams: int, seconds: float, size: int = 64) 
             sock.send(message)
     for sock in socks:
         sock.close()
+    epoll.close()
     return found
 
 
-@dataclass
-class Connections:
-    """How many connections were made, answered and closed in some seconds, and how many failed."""
+def connections(address: Address, at_once: int, seconds: float) -> tuple[int, int]:
+    """Connect, say a hello, get one byte and the end, again and again, so many at once.
 
-    made: int = 0
-    failed: int = 0
-
-
-def connections(address: Address, at_once: int, seconds: float) -> Connections:
-    """Connect, say a hello, get one byte and the end, again and again, so many at once."""
-    tally = Connections()
+    Returns how many connections were made, answered and closed, and how many failed.
+    """
+    made = failed = 0
     greeting = hello("once")
     epoll = select.epoll()
     pending: dict[int, socket.socket] = {}
@@ -357,13 +347,14 @@ def connections(address: Address, at_once: int, seconds: float) -> Connections:
                 answered = sock.recv(2) == b"1"
             except OSError:
                 answered = False
-            tally.made += answered
-            tally.failed += not answered
+            made += answered
+            failed += not answered
             close(descriptor)
             start()
     for descriptor in tuple(pending):
         close(descriptor)
-    return tally
+    epoll.close()
+    return made, failed
 
 
 @contextlib.contextmanager
@@ -429,6 +420,7 @@ def datagrams(address: Address, flows: int, seconds: float, size: int = 64) -> t
             sweep = time.monotonic() + 1
     for sock in socks.values():
         sock.close()
+    epoll.close()
     return returned, lost
 
 
