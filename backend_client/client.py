@@ -40,6 +40,7 @@ from nexus.protocol.handshake import parse_challenge
 from nexus.proxies import WS, WSS
 from nexus.proxy_dial import open_way
 from nexus.tls.contexts import hub_client_context
+from nexus.tls.links import connect_tls
 
 _log = logging.getLogger("nexus.client")
 
@@ -289,11 +290,12 @@ class BackendClient:
         protocol.debug = False  # the library would log every frame, tokens among them
         link = Link(protocol, inbox, path=uri.path)
         inbox.guard(link)
-        loop = asyncio.get_running_loop()
-        context, name = self._context, uri.host if uri.secure else None
         async with _limit(DIAL_HUB_TIMEOUT_S, "no connection to the hub"):
             sock = await open_way(uri.host, uri.port, WSS if uri.secure else WS, DIAL_HUB_TIMEOUT_S)
-            await loop.create_connection(lambda: link, sock=sock, ssl=context, server_hostname=name)
+            if self._context is None:
+                await asyncio.get_running_loop().create_connection(lambda: link, sock=sock)
+            else:
+                await connect_tls(link, sock, self._context, uri.host)
             try:
                 await link.opened
             except BaseException:

@@ -37,6 +37,7 @@ from nexus.protocol.constants import (
 )
 from nexus.protocol.handshake import HubHandshake, new_nonce
 from nexus.sockets import accept, format_address, source_keys
+from nexus.tls.links import accept_tls
 
 _log = logging.getLogger("nexus.hub")
 
@@ -192,9 +193,7 @@ class HubServer:
         timeout_s = self._limits.upgrade_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    lambda: link, connection, ssl=self._context(), ssl_handshake_timeout=timeout_s
-                )
+                await accept_tls(link, connection, self._context(), timeout_s)
                 await link.opened
         except (OSError, NexusError) as error:
             self._registry.totals.auth_failures["upgrade"] += 1

@@ -34,6 +34,7 @@ from nexus.protocol.constants import ANNOUNCE_MAX_BYTES, CLOSE_NORMAL, KIND_TUNN
 from nexus.proxies import WS, WSS
 from nexus.proxy_dial import open_way
 from nexus.sockets import accept, keep_alive, source_keys
+from nexus.tls.links import accept_tls, connect_tls
 
 _log = logging.getLogger("nexus.mesh")
 
@@ -114,12 +115,7 @@ class PeerServer:
         context = self._credentials.server_context()
         try:
             async with asyncio.timeout(UPGRADE_TIMEOUT_S):
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    lambda: gate.link,
-                    gate.connection,
-                    ssl=context,
-                    ssl_handshake_timeout=UPGRADE_TIMEOUT_S,
-                )
+                await accept_tls(gate.link, gate.connection, context, UPGRADE_TIMEOUT_S)
                 await gate.link.opened
         except NexusError:  # it was answered, in HTTP: let the answer get there
             await asyncio.wait([gate.link.lost], timeout=CLOSE_TIMEOUT_S)
@@ -215,12 +211,10 @@ class Dialler:
         context = self._credentials.client_context() if address.is_secure else None  # before anybody is bothered
         sock = await open_way(address.host, address.port, WSS if address.is_secure else WS, DIAL_TIMEOUT_S)
         keep_alive(sock)
-        await asyncio.get_running_loop().create_connection(
-            lambda: link,
-            sock=sock,
-            ssl=context,
-            server_hostname=address.server_name if address.is_secure else None,
-        )
+        if context is None:
+            await asyncio.get_running_loop().create_connection(lambda: link, sock=sock)
+        else:
+            await connect_tls(link, sock, context, address.server_name)
 
     def _note(self, failure: str) -> None:
         """Log a failure that is another than the last one; the rest at DEBUG."""

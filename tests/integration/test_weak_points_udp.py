@@ -23,7 +23,7 @@ from tests.support.processes import Pki
 
 GRANT = 64  # of an original client, once for the life of a flow
 MANY = 300
-FLOOD = 4_000
+FLOOD = 8_000
 FLOOD_BYTES = 1_400
 
 

@@ -1,4 +1,4 @@
-"""Two ends of a TLS connection over loopback, as event loops make them from an accepting and a dialling context."""
+"""Two ends of a TLS connection over loopback, as links have them, from an accepting and a dialling context."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 
+from nexus.tls.links import accept_tls, connect_tls
 from tests.support.peer_certificates import NODE
 
 ROOM_BYTES = 64 * 1024
@@ -93,6 +94,7 @@ async def meet(
     dialling: ssl.SSLContext,
     kind: Callable[[], CopiedEnd | BufferedEnd] = BufferedEnd,
     host: str = NODE,
+    timeout_s: float = 20,
 ) -> AsyncIterator[tuple[End, End]]:
     """Yield the accepted and the dialled end after both handshakes; raises RefusedError where one failed."""
     loop = asyncio.get_running_loop()
@@ -101,13 +103,17 @@ async def meet(
 
         async def accept() -> End:
             sock, _ = await loop.sock_accept(listener)
-            transport, _ = await loop.connect_accepted_socket(kind, sock, ssl=accepting)
-            return _end(transport)
+            end = kind()
+            await accept_tls(end, sock, accepting, timeout_s)
+            return end
 
         async def dial() -> End:
-            port = listener.getsockname()[1]
-            transport, _ = await loop.create_connection(kind, "127.0.0.1", port, ssl=dialling, server_hostname=host)
-            return _end(transport)
+            sock = socket.socket()
+            sock.setblocking(False)
+            await loop.sock_connect(sock, listener.getsockname())
+            end = kind()
+            await connect_tls(end, sock, dialling, host)
+            return end
 
         server, client = await asyncio.gather(accept(), dial(), return_exceptions=True)
     try:
@@ -119,9 +125,3 @@ async def meet(
             if isinstance(end, End):
                 end.transport.abort()
                 await asyncio.wait_for(end.lost, 20)
-
-
-def _end(transport: asyncio.Transport) -> End:
-    end = transport.get_protocol()  # uvloop's connect_accepted_socket returns its own protocol of TLS
-    assert isinstance(end, End)
-    return end

@@ -1,0 +1,70 @@
+"""TLS on a connected socket, for links: by aiofastnet, which drives OpenSSL from compiled code, or by the event loop.
+
+The event loop serves where aiofastnet is not installed, and for contexts that drive connections themselves
+(``PeerServerContext``), which aiofastnet would not ask. Where Python's OpenSSL is linked statically aiofastnet uses
+``ssl`` by itself. Contexts, protocols and kinds of errors are the same in all cases.
+
+Source: docs/decisions/0022.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+
+try:
+    import aiofastnet
+except ImportError:  # pragma: no cover — a platform without a wheel of it
+    aiofastnet = None  # type: ignore[assignment]
+
+
+async def accept_tls(
+    protocol: asyncio.BaseProtocol, connection: socket.socket, context: ssl.SSLContext, timeout_s: float
+) -> None:
+    """Be the server of a handshake; ``protocol`` notes its ``transport`` when that is over.
+
+    Where it fails or takes longer than ``timeout_s`` the connection is closed. Raises OSError (ssl.SSLError and
+    TimeoutError are ones).
+    """
+    loop = asyncio.get_running_loop()
+    with _closed_without_transport(protocol, connection):
+        if _is_plain(context):
+            await aiofastnet.connect_accepted_socket(
+                loop, lambda: protocol, connection, ssl=context, ssl_handshake_timeout=timeout_s
+            )
+        else:
+            await loop.connect_accepted_socket(
+                lambda: protocol, connection, ssl=context, ssl_handshake_timeout=timeout_s
+            )
+
+
+async def connect_tls(
+    protocol: asyncio.BaseProtocol, connection: socket.socket, context: ssl.SSLContext, server_name: str
+) -> None:
+    """Be the client of a handshake with the server of that name, otherwise as ``accept_tls``."""
+    loop = asyncio.get_running_loop()
+    with _closed_without_transport(protocol, connection):
+        if _is_plain(context):
+            await aiofastnet.create_connection(
+                loop, lambda: protocol, sock=connection, ssl=context, server_hostname=server_name
+            )
+        else:
+            await loop.create_connection(lambda: protocol, sock=connection, ssl=context, server_hostname=server_name)
+
+
+def _is_plain(context: ssl.SSLContext) -> bool:
+    return aiofastnet is not None and type(context).wrap_bio is ssl.SSLContext.wrap_bio
+
+
+@contextlib.contextmanager
+def _closed_without_transport(protocol: asyncio.BaseProtocol, connection: socket.socket) -> Iterator[None]:
+    """Close a connection whose handshake failed; behind a handshake it is the transport's."""
+    try:
+        yield
+    except BaseException:
+        if not hasattr(protocol, "transport"):
+            connection.close()
+        raise
