@@ -36,6 +36,7 @@ RECORD_VERSION_LIMIT: Final = 0x1000  # spec node-and-mesh 4.3: versions from he
 SESSION_ID_MAX_BYTES: Final = 32  # RFC 8446 4.1.2
 
 _RECORD_HEADER: Final = struct.Struct(">BHH")  # type, version, length of the fragment
+_EXTENSION_HEADER: Final = struct.Struct(">HH")  # type, length
 _CLIENT_HELLO: Final = 1  # RFC 8446 4, HandshakeType
 _MESSAGE_HEADER_BYTES: Final = 4  # type and 24 bits of length
 _VERSION_AND_RANDOM_BYTES: Final = 2 + 32
@@ -153,16 +154,17 @@ def _parse_hello(body: bytes) -> ClientHello:
 
 def _parse_extensions(block: bytes) -> dict[int, bytes]:
     extensions: dict[int, bytes] = {}
-    position = 0
-    while position < len(block):
+    position, size = 0, len(block)
+    while position < size:
+        start = position + _EXTENSION_HEADER.size
         # RFC 8446 4.2.11: pre_shared_key MUST be the last extension; 4.2: no type more than once.
-        if _PRE_SHARED_KEY in extensions:
+        if start > size or _PRE_SHARED_KEY in extensions:
             raise _MalformedError
-        kind = int.from_bytes(block[position : position + 2], "big")
-        value, position = _vector(block, position + 2, 2)
-        if kind in extensions:
+        kind, length = _EXTENSION_HEADER.unpack_from(block, position)
+        position = start + length
+        if position > size or kind in extensions:
             raise _MalformedError
-        extensions[kind] = value
+        extensions[kind] = block[start:position]
     return extensions
 
 

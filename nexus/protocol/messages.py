@@ -2,19 +2,21 @@
 
 Strategy: a received object becomes one frozen ``Control``; fields that the event does not use keep their zero value, as
 on the wire the original drops zero values. The known keys are strict about types (the original rejects the whole
-message when one is wrong), unknown keys and events are ignored by whoever reads the ``Control``. Messages that travel
-often are written by plain string formatting, the rest through ``json``. Keys are matched in lower case as the original
-matches them without regard to case; of several spellings the last one that is not null wins. Bytes that are not UTF-8
-and escaped lone surrogates become U+FFFD, so every text that is handed out can be encoded again.
+message when one is wrong), unknown keys and events are ignored by whoever reads the ``Control``. Messages are written
+by plain string formatting, and one that is written as we write it is read by one regular expression; ``json`` reads
+all others, and tests hold the two against each other. Keys are matched in lower case as the original matches them
+without regard to case; of several spellings the last one that is not null wins. Bytes that are not UTF-8 and escaped
+lone surrogates become U+FFFD, so every text that is handed out can be encoded again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from json.encoder import encode_basestring
+from typing import Final, NamedTuple
 
 from nexus.errors import RemoteProtocolError
 from nexus.protocol.constants import KIND_CONTROL, NIL_STREAM_ID, STREAM_ID_BYTES
@@ -27,8 +29,7 @@ _INT64_MAX: Final = (1 << 63) - 1  # original: every integer is a Go int64
 _HYPHENS: Final = (8, 13, 18, 23)
 
 
-@dataclass(frozen=True, slots=True)
-class Control:
+class Control(NamedTuple):
     """One control message; absent fields have their zero value."""
 
     event: str
@@ -58,6 +59,16 @@ _KEYS: Final[dict[str, type]] = {
     "success": bool,
     "credits": int,
 }
+
+
+# A message as ``serialize_control`` writes it, of printable ASCII without escapes and numbers that 64 bits hold.
+_NUMBER: Final = "(0|[1-9][0-9]{0,17})"
+_TEXT: Final = r'"([ !#-\[\]-~]*)"'
+_WRITTEN: Final = re.compile(
+    r'\{"event":"([a-z_]+)","client_id":"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"'
+    rf'(?:,"conn_port":{_NUMBER})?(?:,"client_ip":{_TEXT})?(?:,"transport":{_TEXT})?(?:,"hostname":{_TEXT})?'
+    rf'(?:,"is_tls":(true))?(?:,"reason":{_TEXT})?(?:,"credits":{_NUMBER})?\}}'
+)
 
 
 def new_stream_id() -> bytes:
@@ -99,8 +110,11 @@ def parse_control(body: bytes | memoryview) -> Control:
         RemoteProtocolError: not a JSON object, or a known key of the wrong type. The session goes on; the message is
             dropped, as the original does.
     """
+    text = str(body, "utf-8", "replace")
+    if (written := _WRITTEN.fullmatch(text)) is not None:
+        return _control_of(*written.groups(""))
     fields: dict[str, object] = {"event": ""}
-    for name, value in parse_object(str(body, "utf-8", "replace")):
+    for name, value in parse_object(text):
         if name == "client_id":
             fields["stream_id"] = parse_id_value(value)
         elif name == "features":
@@ -108,6 +122,22 @@ def parse_control(body: bytes | memoryview) -> Control:
         elif (kind := _KEYS.get(name)) is not None:
             fields[name] = checked(name, value, kind)
     return Control(**fields)  # type: ignore[arg-type]
+
+
+def _control_of(  # noqa: PLR0913, PLR0917 — the groups of _WRITTEN
+    event: str, stream_id: str, port: str, client: str, transport: str, host: str, is_tls: str, reason: str, count: str
+) -> Control:
+    return Control(
+        event,
+        bytes.fromhex(stream_id.replace("-", "")),
+        int(port or 0),
+        client,
+        transport,
+        host,
+        bool(is_tls),
+        reason,
+        credits=int(count or 0),
+    )
 
 
 def parse_control_message(message: bytes) -> Control:
@@ -174,13 +204,18 @@ def parse_texts(value: object) -> tuple[str, ...]:
 
 def serialize_control(message: Control) -> bytes:
     """Return the whole binary message (0x02 and JSON without spaces) without zero values, as the original does."""
-    document: dict[str, object] = {"event": message.event, "client_id": id_text(message.stream_id)}
-    for name in _KEYS:
-        if name != "event" and (value := getattr(message, name)):
-            document[name] = value
+    members = [f'"event":{encode_basestring(message.event)},"client_id":"{id_text(message.stream_id)}"']
+    for name, kind in _KEYS.items():
+        value = getattr(message, name)
+        if not value or name == "event":
+            continue
+        if kind is bool:
+            members.append(f'"{name}":true')
+        else:
+            members.append(f'"{name}":{encode_basestring(value) if kind is str else value}')
     if message.features:
-        document["features"] = list(message.features)
-    return _CONTROL + json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+        members.append(f'"features":[{",".join(map(encode_basestring, message.features))}]')
+    return f"\x02{{{','.join(members)}}}".encode()
 
 
 def credit_message(stream_id: bytes, count: int) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import uuid
 from pathlib import Path
@@ -265,7 +264,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-known_keys = st.sampled_from([field.name for field in dataclasses.fields(Control)] + ["client_id", "Event", "CREDITS"])
+known_keys = st.sampled_from([*Control._fields, "client_id", "Event", "CREDITS"])
 
 
 @given(st.dictionaries(known_keys, json_values, max_size=6))
@@ -277,6 +276,45 @@ def test_any_object_is_read_or_refused_and_what_is_read_can_be_written(document:
     except RemoteProtocolError:
         return
     assert parse_control(serialize_control(control)[1:]) == control
+
+
+plain = st.text(st.characters(min_codepoint=0x1F, max_codepoint=0x80), max_size=8)
+numbers = st.sampled_from([0, 1, 64, 65_535, 2**53 + 1, 10**18 - 1, 10**18, 2**63 - 1, -1])
+
+
+@given(
+    st.builds(
+        Control,
+        st.text(st.characters(min_codepoint=0x5E, max_codepoint=0x7B), max_size=6),
+        st.binary(min_size=16, max_size=16),
+        conn_port=numbers,
+        client_ip=plain,
+        transport=plain,
+        hostname=plain,
+        is_tls=st.booleans(),
+        reason=plain,
+        target_addr=st.sampled_from(["", "a:1"]),
+        success=st.booleans(),
+        credits=numbers,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_a_message_as_we_write_it_is_read_as_every_other_one(control: Control) -> None:
+    """Whether one regular expression reads it, or json: white space decides that, and means nothing."""
+    body = serialize_control(control)[1:]
+    assert parse_control(body) == control
+    assert parse_control(b" " + body) == control
+
+
+@pytest.mark.parametrize("number", ["00", "01", "1.0", "1e1", "\u0661", "-0", "+1", ""])
+def test_a_number_that_json_does_not_know_as_an_integer_is_none(number: str) -> None:
+    """Nor are digits of other scripts; minus nought is one."""
+    body = f'{{"event":"resume_stream","client_id":"{ID_TEXT}","credits":{number}}}'.encode()
+    if number == "-0":
+        assert parse_control(body).credits == 0
+        return
+    with pytest.raises(RemoteProtocolError):
+        parse_control(body)
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode()))
