@@ -2,20 +2,27 @@
 # Built for linux/amd64 and linux/arm64 from this one file.
 ARG PYTHON=python:3.13-slim
 
-# On the builder's own architecture, for the other one too: uv takes the wheels of the target, and bytecode is the same.
+# On the builder's own architecture, for the other one too: uv takes the wheels of the target, bytecode is the same, and
+# zig's compiler makes the data path (pyproject.toml, hooks.mypyc) for either.
 FROM --platform=${BUILDPLATFORM} ${PYTHON} AS build
 ARG TARGETARCH
 RUN python3 -m venv /uv && /uv/bin/pip install --no-cache-dir --disable-pip-version-check "uv>=0.9" \
-    && python3 -m venv --without-pip /opt/nexus
+    && python3 -m venv --without-pip /build && python3 -m venv --without-pip /opt/nexus
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+RUN /uv/bin/uv pip install --no-cache --python /build/bin/python3 --requirements pyproject.toml --group compile
 COPY nexus nexus
 COPY cli cli
 COPY backend_client backend_client
 COPY packaging packaging
 RUN case "${TARGETARCH}" in amd64) machine=x86_64 ;; arm64) machine=aarch64 ;; *) exit 1 ;; esac \
+    && ( export _PYTHON_HOST_PLATFORM="linux-${machine}" \
+        SETUPTOOLS_EXT_SUFFIX=".$(python3 -c 'import sys; print(sys.implementation.cache_tag)')-${machine}-linux-gnu.so" \
+        CC="/build/bin/python3 -m ziglang cc -target ${machine}-linux-gnu.2.36" CFLAGS="-idirafter /usr/include" \
+    && export LDSHARED="$CC -shared -s" HATCH_BUILD_HOOK_ENABLE_MYPYC=1 \
+    && /build/bin/python3 -m hatchling build --target wheel --directory /wheel ) \
     && /uv/bin/uv pip install --no-cache --python /opt/nexus/bin/python3 --prefix /opt/nexus \
-        --python-platform "${machine}-unknown-linux-gnu" . "dumb-init>=1.2.5" \
+        --python-platform "${machine}-unknown-linux-gnu" /wheel/*.whl "dumb-init>=1.2.5" \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/nexus/lib
 
 FROM ${PYTHON}

@@ -9,6 +9,7 @@ from importlib import metadata
 from cli import render
 from cli.options import Json
 from nexus import __version__
+from nexus.protocol import framing
 
 
 def version(as_json: Json = False) -> None:
@@ -16,7 +17,9 @@ def version(as_json: Json = False) -> None:
     found = {
         "version": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "data_path": "Python" if (framing.__file__ or "").endswith(".py") else "compiled",
         "uvloop": _installed("uvloop"),
+        "aiofastnet": _installed("aiofastnet"),
         "websockets": _installed("websockets"),
         "openssl": ssl.OPENSSL_VERSION,
         "platform": platform.platform(),
@@ -27,7 +30,7 @@ def version(as_json: Json = False) -> None:
     render.data(f"nexus-proxy {__version__}")
     for name, text in found.items():
         if name != "version":
-            render.data(f"{name:<10} {text or 'not installed'}")
+            render.data(f"{name.replace('_', ' '):<10} {text or 'not installed'}")
 
 
 def _installed(name: str) -> str | None:

@@ -7,6 +7,7 @@ from importlib import metadata
 import pytest
 
 from nexus import __version__
+from nexus.protocol import framing
 from tests.support.command_line import nexus
 
 
@@ -21,9 +22,19 @@ def test_version_is_printed_on_stdout() -> None:
 def test_json_has_the_documented_keys() -> None:
     """The schema of docs/cli.md."""
     document = nexus("version", "--json").document()
-    assert list(document) == ["schema", "version", "python", "uvloop", "websockets", "openssl", "platform"]
+    assert list(document) == [
+        "schema", "version", "python", "data_path", "uvloop", "aiofastnet", "websockets", "openssl", "platform",
+    ]  # fmt: skip
     assert document["schema"] == 1
     assert document["websockets"] == metadata.version("websockets")
+
+
+@pytest.mark.parametrize(("file", "said"), [("/x/framing.py", "Python"), ("/x/framing.cpython-313.so", "compiled")])
+def test_it_says_whether_the_data_path_is_compiled(monkeypatch: pytest.MonkeyPatch, file: str, said: str) -> None:
+    """As in the image; from a checkout it is Python."""
+    monkeypatch.setattr(framing, "__file__", file)
+    assert nexus("version", "--json").document()["data_path"] == said
+    assert f"data path  {said}\n" in nexus("version").stdout
 
 
 def test_json_can_be_asked_for_in_the_environment() -> None:
