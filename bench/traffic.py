@@ -19,8 +19,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -196,7 +197,7 @@ def _label_of(head: bytes) -> str:
     start = end
     while 0x20 < head[start - 1] < 0x7F and end - start < 32:
         start -= 1
-    return head[start:end].decode()
+    return head[start:end].decode().partition(".")[0]
 
 
 def _bulk(sock: socket.socket, kind: str, size: int) -> None:
@@ -280,11 +281,11 @@ def in_background(action: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def round_trips(address: Address, streams: int, seconds: float, size: int = 64) -> list[float]:
+def round_trips(address: Address, streams: int, seconds: float, size: int = 64, label: str = "echo") -> list[float]:
     """Return the seconds of every round trip of a message, one at a time on each stream."""
     message, found = bytes(size), []
     epoll = select.epoll()
-    socks = [connect(address, "echo") for _ in range(streams)]
+    socks = [connect(address, label) for _ in range(streams)]
     by_descriptor = {sock.fileno(): sock for sock in socks}
     sent: dict[int, float] = {}
     clock = time.perf_counter
@@ -308,13 +309,13 @@ def round_trips(address: Address, streams: int, seconds: float, size: int = 64) 
     return found
 
 
-def connections(address: Address, at_once: int, seconds: float) -> tuple[int, int]:
-    """Connect, say a hello, get one byte and the end, again and again, so many at once.
+def connections(address: Address, at_once: int, seconds: float, labels: Sequence[str] = ("once",)) -> tuple[int, int]:
+    """Connect, say a hello, get one byte and the end, again and again, so many at once; the names take turns.
 
     Returns how many connections were made, answered and closed, and how many failed.
     """
     made = failed = 0
-    greeting = hello("once")
+    greetings = cycle([hello(label) for label in labels])
     epoll = select.epoll()
     pending: dict[int, socket.socket] = {}
     connected: set[int] = set()
@@ -340,7 +341,7 @@ def connections(address: Address, at_once: int, seconds: float) -> tuple[int, in
             sock = pending[descriptor]
             try:
                 if descriptor not in connected:
-                    sock.send(greeting)
+                    sock.send(next(greetings))
                     connected.add(descriptor)
                     epoll.modify(descriptor, select.EPOLLIN)
                     continue
@@ -358,7 +359,7 @@ def connections(address: Address, at_once: int, seconds: float) -> tuple[int, in
 
 
 @contextlib.contextmanager
-def idle(address: Address, count: int) -> Iterator[list[socket.socket]]:
+def idle(address: Address, count: int, label: str = "idle") -> Iterator[list[socket.socket]]:
     """Hold so many streams that have exchanged a byte and say nothing more. Raises TimeoutError if that takes 60 s."""
     deadline = time.monotonic() + _TIMEOUT_S
     with contextlib.ExitStack() as stack:
@@ -366,7 +367,7 @@ def idle(address: Address, count: int) -> Iterator[list[socket.socket]]:
         for _ in range(count):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(socks)} of {count} idle streams were open after {_TIMEOUT_S:g} s")
-            sock = stack.enter_context(connect(address, "idle"))
+            sock = stack.enter_context(connect(address, label))
             socks.append(sock)
             if sock.recv(1) != b"1":
                 raise ConnectionError("an idle stream was not opened")
