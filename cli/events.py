@@ -48,4 +48,5 @@ def log_event(event: Event) -> None:
     """Log an event at the level its kind deserves; a session that ends for good was ended on purpose."""
     is_ours = event.kind is EventKind.DISCONNECTED and not event.retry_s
     level = logging.INFO if is_ours else _LEVELS.get(event.kind, logging.INFO)
-    _log.log(level, "%s: %s", event.hub, describe(event))
+    if _log.isEnabledFor(level):
+        _log.log(level, "%s: %s", event.hub, describe(event))
