@@ -17,7 +17,6 @@ import platform
 import ssl
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from bench.cases import Case, cases
 from bench.targets import TARGETS, Running, Target, before, program
 from bench.traffic import raise_descriptors
 from bench.usage import cpu_s
+from nexus.protocol import framing
 from tests.support.processes import Process, scratch_directory, wait_for
 
 Runs = dict[str, dict[str, list[dict[str, float]]]]
@@ -100,13 +100,13 @@ def machine() -> dict[str, Any]:
         if (installed := program(name)) is not None:
             done = subprocess.run([installed, option], capture_output=True, text=True, check=False, timeout=10)
             said[name] = (done.stdout + done.stderr).splitlines()[0]
-    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "python": platform.python_version() + ("" if optimized else ", built without --enable-optimizations: slower"),
+        "python": sys.version.replace("\n", " "),
+        "data path": "Python" if (framing.__file__ or "").endswith(".py") else "compiled",
         "openssl": ssl.OPENSSL_VERSION,
-        **{name: version(name) for name in ("uvloop", "websockets", "cryptography")},
+        **{name: version(name) for name in ("uvloop", "aiofastnet", "websockets", "cryptography")},
         **said,
     }
 
