@@ -20,9 +20,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import plot, report
 from bench.cases import Case, cases
@@ -36,13 +37,20 @@ Runs = dict[str, dict[str, list[dict[str, float]]]]
 """Every run's figures, by case and target."""
 
 
+class Load(NamedTuple):
+    """The service: its port and its process; the clients are this process."""
+
+    port: int
+    pid: int
+
+
 @contextlib.contextmanager
-def service(directory: Path) -> Iterator[tuple[int, int]]:
-    """Run the service; give its port and its process."""
+def service(directory: Path) -> Iterator[Load]:
+    """Run the service."""
     port_file = directory / "port"
     with Process([sys.executable, "-m", "bench.traffic", str(port_file)], directory / "service.log") as running:
         wait_for(port_file.exists, "the service listens")
-        yield int(port_file.read_text()), running.popen.pid
+        yield Load(int(port_file.read_text()), running.popen.pid)
 
 
 @contextlib.contextmanager
@@ -56,27 +64,37 @@ def put_up(targets: Sequence[Target], port: int) -> Iterator[dict[str, Running]]
         yield running
 
 
-def measure(chosen: Sequence[Case], running: dict[str, Running], rounds: int, service_pid: int) -> Runs:
+def measure(chosen: Sequence[Case], targets: Sequence[Target], rounds: int, load: Load) -> Runs:
     """Run everything; a run that breaks is told, and is no figure."""
-    runs: Runs = {}
-    for case in chosen:
-        found = runs.setdefault(case.name, {})
-        for number in range(rounds):
-            for name, target in running.items():
-                if case.udp and target.datagrams is None:
-                    continue
-                load_before, started = cpu_s([os.getpid(), service_pid]), time.monotonic()
-                try:
-                    figures = dict(case.run(target))
-                except (OSError, ValueError) as error:
-                    print(f"{case.name}: {name}: run {number + 1}: {error}", file=sys.stderr)
-                    figures = {"failed": 1.0, "broken": 1.0}
-                else:
-                    load = cpu_s([os.getpid(), service_pid]) - load_before
-                    figures["load cores"] = load / (time.monotonic() - started)
-                found.setdefault(name, []).append(figures)
-        print(report.progress(case.name, medians({case.name: found})[case.name]), file=sys.stderr, flush=True)
+    runs: Runs = {case.name: {} for case in chosen}
+    for fresh in (True, False):
+        with contextlib.ExitStack() as stack:
+            running = {} if fresh else stack.enter_context(put_up(targets, load.port))
+            for case in (case for case in chosen if case.fresh is fresh):
+                found = runs[case.name]
+                for number, target in product(range(rounds), targets):
+                    figures = _run(case, target, running.get(target.name), load, f"run {number + 1}")
+                    if figures is not None:
+                        found.setdefault(target.name, []).append(figures)
+                print(report.progress(case.name, medians({case.name: found})[case.name]), file=sys.stderr, flush=True)
     return runs
+
+
+def _run(case: Case, target: Target, running: Running | None, load: Load, which: str) -> dict[str, float] | None:
+    """Run a case on a target that is up, or for this alone; None where the target has nothing of the kind."""
+    with contextlib.ExitStack() as stack:
+        if running is None:
+            running = stack.enter_context(put_up([target], load.port))[target.name]
+        if case.udp and running.datagrams is None:
+            return None
+        load_before, started = cpu_s([os.getpid(), load.pid]), time.monotonic()
+        try:
+            figures = dict(case.run(running))
+        except (OSError, ValueError) as error:
+            print(f"{case.name}: {target.name}: {which}: {error}", file=sys.stderr)
+            return {"failed": 1.0, "broken": 1.0}
+        used = cpu_s([os.getpid(), load.pid]) - load_before
+        return {**figures, "load cores": used / (time.monotonic() - started)}
 
 
 def medians(runs: Runs) -> dict[str, dict[str, dict[str, float]]]:
@@ -129,8 +147,8 @@ def main() -> None:
             print(f"left out: {target.name}: {', '.join(target.missing)} not installed", file=sys.stderr)
     targets = [target for target in targets if not target.missing]
     chosen = [case for case in cases(options.scale) if not options.cases or case.name.startswith(tuple(options.cases))]
-    with scratch_directory() as directory, service(directory) as (port, pid), put_up(targets, port) as running:
-        runs = measure(chosen, running, options.rounds, pid)
+    with scratch_directory() as directory, service(directory) as load:
+        runs = measure(chosen, targets, options.rounds, load)
     document = {"about": {**machine(), "rounds": options.rounds, "scale": options.scale}, "runs": runs}
     found = medians(runs)
     text = report.as_markdown(document["about"], found)

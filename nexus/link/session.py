@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from nexus.link.splice import Gate
 
 _log = logging.getLogger("nexus.session")
-# What all streams of a session may have granted together, in messages: 512 MiB of full ones. Beyond it a new stream
-# gets WINDOW_MIN, 512 KiB.
+# What all streams of a session may have granted at their start, in messages: 512 MiB of full ones. Beyond it a new
+# stream gets WINDOW_MIN, 512 KiB. By so much they may grow, apart from that: thousands of streams that idle with what
+# they were granted must not keep a busy one small.
 WINDOWS_MAX: Final = 16_384
 # What may wait for the link before datagrams are dropped: above the mark at which streams stop (256 KiB), so that a
 # burst of new flows gets through beside full streams, and far below the 16 MiB at which the link is given up.
@@ -88,7 +89,8 @@ class Session:
         self.gate: Gate | None = None  # of a node's bandwidth cap
         self.bytes_sent = 0
         self.bytes_received = 0
-        self.window_messages = 0
+        self.window_messages = 0  # at their start
+        self.grown_messages = 0
         self.peer = "the peer"  # for log lines
         self.faults = 0
         self.ended = False
@@ -188,21 +190,21 @@ class Session:
                 self.link.release()
 
     def reserve_window(self, wanted: int) -> int:
-        """Return the first grant of a new stream: what it wants while the session's budget lasts, then WINDOW_MIN."""
+        """Return the first grant of a new stream: what it wants while the budget for that lasts, then WINDOW_MIN."""
         size = wanted if self.window_messages + wanted <= WINDOWS_MAX else min(wanted, WINDOW_MIN)
         self.window_messages += size
         return size
 
     def extend_window(self, window: ReceiveWindow, released: int) -> int:
-        """Double a window that holds its sender back, within the session's budget; return what to grant besides."""
+        """Double a window that holds its sender back, within what all may grow; return what to grant besides."""
         round_trip_s = self.link.round_trip_s
         if round_trip_s is None or not window.is_short(released, self.link.now(), round_trip_s):
             return 0
-        more = min(window.size, self.wire.window_max - window.size, WINDOWS_MAX - self.window_messages)
+        more = min(window.size, self.wire.window_max - window.size, WINDOWS_MAX - self.grown_messages)
         if more <= 0:
             return 0
         window.grow(more)
-        self.window_messages += more
+        self.grown_messages += more
         return more
 
     def has_room(self) -> bool:
@@ -237,7 +239,9 @@ class Session:
     def drop(self, stream: Stream) -> None:
         """Know nothing of a stream any more: it ended, or goes on in another session."""
         if self.streams.pop(stream.id, None) is not None:
-            self.window_messages -= stream.receive_window.size
+            window = stream.receive_window
+            self.window_messages -= window.first
+            self.grown_messages -= window.size - window.first
         self._unpaced.pop(stream, None)
         self._paced.pop(stream, None)
         self.endpoint_drained(stream)

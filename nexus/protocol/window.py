@@ -69,12 +69,14 @@ class ReceiveWindow:
 
     ``held`` counts messages taken from the wire for which no new credit was granted yet. The window starts at ``size``
     and grows with the need: a sender that uses it up within a round trip is held back by it, and not by its own pace.
+    ``first`` is the size it started with.
     """
 
-    __slots__ = ("_left", "_since", "batch", "held", "size")
+    __slots__ = ("_left", "_since", "batch", "first", "held", "size")
 
     def __init__(self, size: int) -> None:
         """Start with ``size`` messages granted; a grant follows for every ``CREDITS_BATCH`` messages that left."""
+        self.first = size
         self.size = size
         self.batch = min(CREDITS_BATCH, size)
         self.held = 0

@@ -457,15 +457,28 @@ def test_a_window_does_not_grow_beyond_its_bound() -> None:
 
 
 def test_many_streams_share_the_budget_of_their_session_and_give_it_back() -> None:
-    """Then new streams get little, and old ones do not grow."""
+    """Then new streams start with little, and grow none the less where they are held back."""
     pair = SessionPair()
     while pair.hub.session.window_messages + CREDITS_INITIAL <= WINDOWS_MAX:
         pair.open()
     late, _ = pair.open()
     assert late.stream.receive_window.size == WINDOW_MIN
     pair.hub.link.round_trip_s = 1000.0
-    transfer(pair, 2 * WINDOW_MIN)
-    assert late.stream.receive_window.size == WINDOW_MIN
+    transfer(pair, 2 * WINDOW_MAX)
+    assert late.stream.receive_window.size == WINDOW_MAX
+    assert pair.hub.session.grown_messages == WINDOW_MAX - WINDOW_MIN
     for stream in tuple(pair.hub.session.streams.values()):
         stream.close(Reason.RESET)
-    assert pair.hub.session.window_messages == 0
+    assert pair.hub.session.window_messages == pair.hub.session.grown_messages == 0
+
+
+def test_what_the_windows_of_a_session_grow_by_is_bounded() -> None:
+    """The last one takes what is left, and gives it back."""
+    pair = SessionPair()
+    pair.hub.link.round_trip_s = 1000.0
+    at_hub, _ = pair.open()
+    pair.hub.session.grown_messages = WINDOWS_MAX - 10
+    transfer(pair, 2 * WINDOW_MAX)
+    assert at_hub.stream.receive_window.size == CREDITS_INITIAL + 10
+    at_hub.stream.close(Reason.RESET)
+    assert pair.hub.session.grown_messages == WINDOWS_MAX - 10
