@@ -106,6 +106,7 @@ def connections(at_once: int, seconds: float, running: Running) -> Figures:
 
 def idle(count: int, running: Running) -> Figures:
     """Memory of streams that say nothing, and whether they all still live."""
+    time.sleep(usage.AT_REST_S)
     before = _memory_bytes(running.edge), _memory_bytes(running.far)
     with traffic.idle(running.address, count) as socks:
         time.sleep(_SETTLE_S)

@@ -24,7 +24,7 @@ import yaml
 from bench import traffic
 from bench.suite import machine, service
 from bench.traffic import ZONE
-from bench.usage import cpu_s, memory_bytes
+from bench.usage import AT_REST_S, cpu_s, memory_bytes
 from tests.support.processes import Node, Pki, Process, client_command, scratch_directory, wait_for
 
 ROWS: Final = ((1, 100), (1, 1_000), (1, 10_000), (10, 0), (100, 0), (1_000, 0))
@@ -89,12 +89,15 @@ def pair(backends: int, port: int) -> Iterator[Pair]:
 def row(backends: int, streams: int, port: int, seconds: float) -> list[float]:
     """Measure one row, once."""
     with pair(1, port) as small:
+        time.sleep(AT_REST_S)
         alone = small.memory()
     with pair(backends, port) as running, contextlib.ExitStack() as stack:
         if streams:
+            time.sleep(AT_REST_S)
             alone = running.memory()
             stack.enter_context(traffic.idle(running.address, streams, "idle.b0"))
         each = streams or backends - 1
+        time.sleep(AT_REST_S)
         memory = [(now - then) / each / 1024 for now, then in zip(running.memory(), alone, strict=True)]
         before = cpu_s(running.pids[:1])
         time.sleep(IDLE_S)

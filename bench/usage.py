@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+# By then a process that has just started has given back what it needed for that (``nexus.memory`` looks every second).
+AT_REST_S: Final = 2.5
 _NS_PER_S: Final = 1e9
 
 
