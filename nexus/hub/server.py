@@ -42,7 +42,7 @@ from nexus.tls.links import accept_tls
 _log = logging.getLogger("nexus.hub")
 
 # Ours: 256 places admit 1,024 connections that are younger than a second, for backends that all come back at once. More
-# would cost much memory (TLS takes up to 256 KiB each). One source gets no more for being quick, or few could fill it.
+# would cost much memory (TLS takes up to 130 KiB each). One source gets no more for being quick, or few could fill it.
 BURSTS: Final = Bursts(4, 1)
 
 VerifyToken = Callable[[str, float], Awaitable[Claims]]

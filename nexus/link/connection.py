@@ -38,10 +38,11 @@ except ImportError:  # pragma: no cover — a platform without the compiled exte
 
 # Twice the longest frame, so that a whole one always fits behind the rest of another.
 RECEIVE_BUFFER_BYTES: Final = 2 * HANDSHAKE_MESSAGE_MAX_BYTES
-# Above HIGH no stream sends; the TLS layer and the kernel hold about as much again. Eight full messages keep a
-# gigabit path busy for 2 ms, longer than a turn of the event loop.
-WRITE_HIGH_BYTES: Final = 256 * 1024
-WRITE_LOW_BYTES: Final = 64 * 1024
+# Above HIGH no stream sends; the TLS layer and the kernel hold about as much again (``nexus.tls.links``). All of it is
+# 2 ms of a gigabit path, longer than a turn of the event loop, and 200 ms of one of 10 Mbit/s: so long a stream's bytes
+# wait for what is ahead of them, whatever the other streams have.
+WRITE_HIGH_BYTES: Final = 128 * 1024
+WRITE_LOW_BYTES: Final = 32 * 1024
 # Control messages and pongs are written even above HIGH; a peer that makes us queue this much is not reading.
 WRITE_MAX_BYTES: Final = 16 * 1024 * 1024
 # A token of 64 KiB in fragments of 4 KiB (the original's) is 16 frames, and pings come every few seconds; a stranger

@@ -35,7 +35,7 @@ _log = logging.getLogger("nexus.session")
 # stream gets WINDOW_MIN, 512 KiB. By so much they may grow, apart from that: thousands of streams that idle with what
 # they were granted must not keep a busy one small.
 WINDOWS_MAX: Final = 16_384
-# What may wait for the link before datagrams are dropped: above the mark at which streams stop (256 KiB), so that a
+# What may wait for the link before datagrams are dropped: above the mark at which streams stop (128 KiB), so that a
 # burst of new flows gets through beside full streams, and far below the 16 MiB at which the link is given up.
 DATAGRAMS_WAITING_MAX_BYTES: Final = 1024 * 1024
 # A lost link may have 200,000 flows. So many end in about a millisecond; then everybody else has a turn.

@@ -1,5 +1,8 @@
 """TLS on a connected socket, for links: by aiofastnet, which drives OpenSSL from compiled code, or by the event loop.
 
+What waits in the kernel and in the TLS layer cannot be overtaken, so both are kept short: a slow uplink should have its
+queue where streams take turns.
+
 The event loop serves where aiofastnet is not installed, and for contexts that drive connections themselves
 (``PeerServerContext``), which aiofastnet would not ask. Where Python's OpenSSL is linked statically aiofastnet uses
 ``ssl`` by itself. Contexts, protocols and kinds of errors are the same in all cases.
@@ -14,11 +17,17 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import Final
+
+from nexus.sockets import keep_unsent_short
 
 try:
     import aiofastnet
 except ImportError:  # pragma: no cover — a platform without a wheel of it
     aiofastnet = None  # type: ignore[assignment]
+
+# Four records in each direction: what a link writes in one go (WRITE_BATCH_BYTES), and no more that waits unseen.
+_BUFFER_BYTES: Final = 4 * (16 * 1024 + 64)
 
 
 async def accept_tls(
@@ -30,10 +39,17 @@ async def accept_tls(
     TimeoutError are ones).
     """
     loop = asyncio.get_running_loop()
+    keep_unsent_short(connection)
     with _closed_without_transport(protocol, connection):
         if _is_plain(context):
             await aiofastnet.connect_accepted_socket(
-                loop, lambda: protocol, connection, ssl=context, ssl_handshake_timeout=timeout_s
+                loop,
+                lambda: protocol,
+                connection,
+                ssl=context,
+                ssl_handshake_timeout=timeout_s,
+                ssl_incoming_bio_size=_BUFFER_BYTES,
+                ssl_outgoing_bio_size=_BUFFER_BYTES,
             )
         else:
             await loop.connect_accepted_socket(
@@ -46,10 +62,17 @@ async def connect_tls(
 ) -> None:
     """Be the client of a handshake with the server of that name, otherwise as ``accept_tls``."""
     loop = asyncio.get_running_loop()
+    keep_unsent_short(connection)
     with _closed_without_transport(protocol, connection):
         if _is_plain(context):
             await aiofastnet.create_connection(
-                loop, lambda: protocol, sock=connection, ssl=context, server_hostname=server_name
+                loop,
+                lambda: protocol,
+                sock=connection,
+                ssl=context,
+                server_hostname=server_name,
+                ssl_incoming_bio_size=_BUFFER_BYTES,
+                ssl_outgoing_bio_size=_BUFFER_BYTES,
             )
         else:
             await loop.create_connection(lambda: protocol, sock=connection, ssl=context, server_hostname=server_name)

@@ -11,7 +11,17 @@ import pytest
 
 from nexus import sockets
 from nexus.errors import ConfigError
-from nexus.sockets import BACKLOG, accept, format_address, listen, listen_udp, source_key, source_keys
+from nexus.sockets import (
+    BACKLOG,
+    LINK_UNSENT_BYTES,
+    accept,
+    format_address,
+    keep_unsent_short,
+    listen,
+    listen_udp,
+    source_key,
+    source_keys,
+)
 
 KEY = "backendListenAddress"
 needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
@@ -43,6 +53,17 @@ def test_a_platform_without_keep_alive_numbers_is_served(monkeypatch: pytest.Mon
     monkeypatch.delattr(socket, "TCP_KEEPIDLE")
     with listen("127.0.0.1", 0, KEY) as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such option")
+def test_a_link_keeps_little_in_the_kernel_that_was_not_sent() -> None:
+    """Whatever the kernel would make of its buffer; a Unix socket has no such option, and needs none."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, connect(listener) as sock:
+        keep_unsent_short(sock)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == LINK_UNSENT_BYTES
+    left, right = socket.socketpair()
+    with left, right:
+        keep_unsent_short(left)
 
 
 def test_the_backlog_takes_a_burst() -> None:

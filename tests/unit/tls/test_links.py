@@ -13,6 +13,7 @@ from pathlib import Path
 import aiofastnet
 import pytest
 
+from nexus.sockets import LINK_UNSENT_BYTES
 from nexus.tls import links
 from nexus.tls.contexts import hub_client_context, hub_server_context, identified_client_context
 from nexus.tls.links import accept_tls, connect_tls
@@ -115,6 +116,15 @@ async def test_a_context_that_drives_connections_itself_is_left_to_the_event_loo
     monkeypatch.setattr(aiofastnet, "connect_accepted_socket", forbidden)
     async with meet(context, identified_client_context(store(tmp_path, "dialler", pair), ca_file)) as (server, _):
         assert peer_certificate(server.transport) == der(pair)
+
+
+@pytest.mark.usefixtures("_both")
+async def test_what_cannot_be_overtaken_is_short(accepting: ssl.SSLContext, dialling: ssl.SSLContext) -> None:
+    """On both ends: what is in the kernel and not sent yet."""
+    async with meet(accepting, dialling) as (server, client):
+        for end in (server, client):
+            sock = end.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == LINK_UNSENT_BYTES
 
 
 async def test_links_are_driven_by_aiofastnet(accepting: ssl.SSLContext, dialling: ssl.SSLContext) -> None:
