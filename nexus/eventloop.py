@@ -7,7 +7,7 @@ import contextlib
 import gc
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Final
+from typing import Any, Final
 
 from nexus.memory import keep_memory_low
 
@@ -35,7 +35,18 @@ def run(main: Callable[[], Coroutine[object, object, None]]) -> None:
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
         keep_memory_low(runner.get_loop())
+        runner.get_loop().set_exception_handler(handle_exception)
         runner.run(main())
+
+
+def handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody caught, but for a stranger who goes away in the middle of a handshake.
+
+    aiofastnet 1.2 reports that with the class ConnectionResetError in place of an error, which ``logging`` cannot
+    print; asyncio says nothing of it, and whoever awaits the handshake is told.
+    """
+    if context.get("exception") is not ConnectionResetError:
+        loop.default_exception_handler(context)
 
 
 def _raise_descriptor_limit() -> None:

@@ -8,14 +8,20 @@ import gc
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import uvloop
 
 from nexus import eventloop
-from nexus.eventloop import new_event_loop, on_stop_signal, run
+from nexus.eventloop import handle_exception, new_event_loop, on_stop_signal, run
+from nexus.tls.contexts import hub_server_context
+from nexus.tls.links import accept_tls
+from tests.support.peer_certificates import Authority, store
+from tests.support.peer_links import CopiedEnd
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +31,20 @@ def _collector_is_restored() -> Iterator[None]:
     yield
     gc.set_threshold(*threshold)
     gc.unfreeze()
+
+
+async def test_who_goes_away_in_a_handshake_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Strangers do so all the time; other failures that nobody caught are logged as ever."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(handle_exception)
+    context = hub_server_context(store(tmp_path, "hub", Authority.root().issue()))
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with pytest.raises(ConnectionError):
+        await accept_tls(CopiedEnd(), ours, context, 10)
+    assert not caplog.records
+    loop.call_exception_handler({"message": "something broke", "exception": ConnectionResetError("really")})
+    assert "something broke" in caplog.text
 
 
 def test_uvloop_is_used_where_it_exists() -> None:
