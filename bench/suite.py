@@ -30,7 +30,7 @@ from bench.cases import Case, cases
 from bench.targets import TARGETS, Running, Target, before, program
 from bench.traffic import raise_descriptors
 from bench.usage import cpu_s
-from nexus.protocol import framing
+from cli.version import data_path
 from tests.support.processes import Process, scratch_directory, wait_for
 
 Runs = dict[str, dict[str, list[dict[str, float]]]]
@@ -122,7 +122,7 @@ def machine() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
         "python": sys.version.replace("\n", " "),
-        "data path": "Python" if (framing.__file__ or "").endswith(".py") else "compiled",
+        "data path": data_path(),
         "openssl": ssl.OPENSSL_VERSION,
         **{name: version(name) for name in ("uvloop", "aiofastnet", "websockets", "cryptography")},
         **said,

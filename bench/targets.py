@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 from bench.traffic import ZONE, Address, streams_max
 from tests.support.fleet import mesh_settings
@@ -208,16 +209,9 @@ def _of(checkout: Path, start: Start) -> Start:
     @contextlib.contextmanager
     def start_there(directory: Path, service: int) -> Iterator[Running]:
         there = {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
-        kept = {name: os.environ.get(name) for name in there}
         with contextlib.ExitStack() as stack:
-            os.environ.update(there)
-            try:
+            with patch.dict(os.environ, there):
                 running = stack.enter_context(start(directory, service))
-            finally:
-                for name, value in kept.items():
-                    os.environ.pop(name)
-                    if value is not None:
-                        os.environ[name] = value
             yield running
 
     return start_there

@@ -17,7 +17,7 @@ def version(as_json: Json = False) -> None:
     found = {
         "version": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "data_path": "Python" if (framing.__file__ or "").endswith(".py") else "compiled",
+        "data_path": data_path(),
         "uvloop": _installed("uvloop"),
         "aiofastnet": _installed("aiofastnet"),
         "websockets": _installed("websockets"),
@@ -31,6 +31,11 @@ def version(as_json: Json = False) -> None:
     for name, text in found.items():
         if name != "version":
             render.data(f"{name.replace('_', ' '):<10} {text or 'not installed'}")
+
+
+def data_path() -> str:
+    """Return what the modules of the data path are: ``compiled``, as in the image, or ``Python``."""
+    return "Python" if (framing.__file__ or "").endswith(".py") else "compiled"
 
 
 def _installed(name: str) -> str | None:

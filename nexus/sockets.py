@@ -11,9 +11,9 @@ from typing import Final
 from nexus.errors import ConfigError, Problem
 
 BACKLOG: Final = 4096  # the kernel cuts it to net.core.somaxconn
-# The original's: 15 s idle, every 15 s, 9 probes.
 # What the kernel keeps of a link without having sent it: half a millisecond of a gigabit path, 50 ms of a slow uplink.
 LINK_UNSENT_BYTES: Final = 64 * 1024
+# The original's: 15 s idle, every 15 s, 9 probes.
 _KEEPALIVE_IDLE_S: Final = 15
 _KEEPALIVE_INTERVAL_S: Final = 15
 _KEEPALIVE_PROBES: Final = 9

@@ -39,8 +39,7 @@ async def accept_tls(
     TimeoutError are ones).
     """
     loop = asyncio.get_running_loop()
-    keep_unsent_short(connection)
-    with _closed_without_transport(protocol, connection):
+    with _handshake(protocol, connection):
         if _is_plain(context):
             await aiofastnet.connect_accepted_socket(
                 loop,
@@ -62,8 +61,7 @@ async def connect_tls(
 ) -> None:
     """Be the client of a handshake with the server of that name, otherwise as ``accept_tls``."""
     loop = asyncio.get_running_loop()
-    keep_unsent_short(connection)
-    with _closed_without_transport(protocol, connection):
+    with _handshake(protocol, connection):
         if _is_plain(context):
             await aiofastnet.create_connection(
                 loop,
@@ -83,8 +81,9 @@ def _is_plain(context: ssl.SSLContext) -> bool:
 
 
 @contextlib.contextmanager
-def _closed_without_transport(protocol: asyncio.BaseProtocol, connection: socket.socket) -> Iterator[None]:
-    """Close a connection whose handshake failed; behind a handshake it is the transport's."""
+def _handshake(protocol: asyncio.BaseProtocol, connection: socket.socket) -> Iterator[None]:
+    """Prepare a connection for its handshake; close it where that fails, while it is not yet the transport's."""
+    keep_unsent_short(connection)
     try:
         yield
     except BaseException:

@@ -21,6 +21,7 @@ from nexus.peek.http1 import (
     peek_request,
 )
 from nexus.peek.values import Buffer, PeekStatus
+from tests.support.compiled import interpreted
 
 GET = b"GET / HTTP/1.1\r\n"
 HOST = b"Host: app.example.com\r\n"
@@ -29,10 +30,6 @@ ANSWER = HttpRequest("GET", "/", "app.example.com")
 _token = st.from_regex(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,12}", fullmatch=True).map(str.encode)
 _value = st.from_regex(rb"[\t -~\x80-\xff]{0,20}", fullmatch=True)
 _eol = st.sampled_from([b"\r\n", b"\n"])
-
-interpreted = pytest.mark.skipif(
-    not str(http1.__file__).endswith(".py"), reason="compiled code cannot be watched from outside"
-)
 
 
 @st.composite

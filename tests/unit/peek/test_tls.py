@@ -39,6 +39,7 @@ from tests.support.client_hello import (
     sni,
     vector,
 )
+from tests.support.compiled import interpreted
 
 NAME = "app.example.com"
 SNI = sni(NAME.encode())
@@ -48,10 +49,6 @@ SEGMENT_BYTES = [536, 1220, 1440, 1448, 1460, 8960]
 PSK = extension(41, b"\0")
 
 _extensions = st.lists(st.tuples(st.integers(1, 0xFFFF), st.binary(max_size=40)), unique_by=lambda pair: pair[0])
-
-interpreted = pytest.mark.skipif(
-    not str(tls.__file__).endswith(".py"), reason="compiled code cannot be watched from outside"
-)
 
 
 @st.composite
