@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -88,9 +88,11 @@ def pair(backends: int, port: int) -> Iterator[Pair]:
 
 def row(backends: int, streams: int, port: int, seconds: float) -> list[float]:
     """Measure one row, once."""
-    with pair(1, port) as small:
-        time.sleep(AT_REST_S)
-        alone = small.memory()
+    alone = (0, 0)
+    if not streams:
+        with pair(1, port) as small:
+            time.sleep(AT_REST_S)
+            alone = small.memory()
     with pair(backends, port) as running, contextlib.ExitStack() as stack:
         if streams:
             time.sleep(AT_REST_S)
@@ -110,12 +112,12 @@ def row(backends: int, streams: int, port: int, seconds: float) -> list[float]:
     return [*memory, idle, *made, *trips]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Print a report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     traffic.raise_descriptors()
     about = machine()
     print(f"# {about.pop('date')}: growth\n\nBy `uv run python -m bench.growth`, medians of {options.rounds} rounds.\n")

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from bench import plot, report
+from bench import report
 from bench.cases import Case, cases
 from bench.targets import TARGETS, Running, Target, before, program
 from bench.traffic import raise_descriptors
@@ -156,6 +156,8 @@ def main() -> None:
     if options.into:
         options.into.with_suffix(".md").write_text(text)
         options.into.with_suffix(".json").write_text(json.dumps(document, indent=1))
+        from bench import plot  # noqa: PLC0415 — matplotlib is of the group "bench", and this alone needs it
+
         plot.draw(found, options.into.with_suffix(".svg"))
 
 
