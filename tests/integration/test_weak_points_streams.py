@@ -12,7 +12,7 @@ import pytest
 
 from backend_client.client import BackendClient
 from nexus.link.stream import Stream
-from nexus.protocol.constants import CREDITS_INITIAL, PAYLOAD_MAX_BYTES
+from nexus.protocol.constants import PAYLOAD_MAX_BYTES
 from nexus.protocol.messages import simple_message
 from tests.support.hub import WAIT_S, eventually
 from tests.support.loopback import (
