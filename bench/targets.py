@@ -8,6 +8,7 @@ runs one worker, unless a target says otherwise.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -68,7 +69,7 @@ def _direct(directory: Path, service: int) -> Iterator[Running]:
 _HAPROXY: Final = """
 global
     maxconn {streams}
-    nbthread 1
+    nbthread {threads}
     log stdout format raw local0 emerg
 defaults
     mode tcp
@@ -84,20 +85,20 @@ _BY_NAME: Final = f"""
 """
 
 
-def _haproxy(directory: Path, name: str, sections: str) -> Process:
+def _haproxy(directory: Path, name: str, sections: str, threads: int = 1) -> Process:
     file = directory / f"{name}.cfg"
-    file.write_text(_HAPROXY.format(streams=streams_max()) + sections)
+    file.write_text(_HAPROXY.format(streams=streams_max(), threads=threads) + sections)
     haproxy = program("haproxy")
     assert haproxy is not None
     return Process([haproxy, "-db", "-f", str(file)], directory / f"{name}.log")
 
 
 @contextlib.contextmanager
-def _one_hop(directory: Path, service: int) -> Iterator[Running]:
+def _one_hop(directory: Path, service: int, threads: int = 1) -> Iterator[Running]:
     (port,) = free_ports(1)
     sections = f"frontend edge\n    bind {LOCAL}:{port}\n{_BY_NAME}\n"
     sections += f"backend service\n    server s {LOCAL}:{service}\n"
-    with _haproxy(directory, "edge", sections) as edge:
+    with _haproxy(directory, "edge", sections, threads) as edge:
         wait_for(lambda: is_listening(port), "HAProxy listens")
         yield Running((LOCAL, port), [edge.popen.pid])
 
@@ -177,6 +178,19 @@ def _nexus(directory: Path, service: int) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
+def _nexus_workers(directory: Path, service: int, sessions: int = 1) -> Iterator[Running]:
+    """Two processes on the same ports; the backend has a session with one of them, or one with each."""
+    pki = Pki.create(directory)
+    settings, udp = _settings()
+    with contextlib.ExitStack() as stack:
+        node = stack.enter_context(Node(directory, pki, **settings, workers=2))
+        clients = [stack.enter_context(_backend(directory, node, service, udp)) for _ in range(sessions)]
+        wait_for(lambda: node.metric("nexus_sessions") == sessions, "the backend is connected")
+        far = [client.popen.pid for client in clients]
+        yield Running((LOCAL, node.tls_port), [node.popen.pid], far, (LOCAL, udp))
+
+
+@contextlib.contextmanager
 def _nexus_mesh(directory: Path, service: int) -> Iterator[Running]:
     """Clients come to one node, the backend is connected to the other; both nodes are the edge."""
     pki = Pki.create(directory)
@@ -233,5 +247,8 @@ TARGETS: Final = (
     Target("ssh -R", _ssh, ("sshd", "ssh", "ssh-keygen")),
     Target("nexus", _nexus),
     Target("nexus, mesh", _nexus_mesh),
+    Target("haproxy, 2 threads", functools.partial(_one_hop, threads=2), ("haproxy",)),
+    Target("nexus, 2 workers", _nexus_workers),
+    Target("nexus, 2 workers, a session each", functools.partial(_nexus_workers, sessions=2)),
 )
 """In the order of the tables."""
