@@ -115,6 +115,7 @@ class BackendConfig:
     tcp_ports: tuple[int, ...] = ()
     udp_routes: tuple[UdpRoute, ...] = ()
     weight: int = DEFAULT_WEIGHT
+    sessions: int = 1
     health_checks: HealthChecks = HealthChecks()
     flow_control: FlowControl = FlowControl()
     socks5_listen_addr: str = ""
@@ -335,6 +336,7 @@ def _backend(record: Record, problems: list[Problem]) -> BackendConfig:
             for route in record.tables("udpRoutes")
         ),
         weight=max(DEFAULT_WEIGHT, record.integer("weight")),
+        sessions=record.integer("sessions"),
         health_checks=HealthChecks(
             health.flag("enabled"), health.integer("inactivityTimeout"), health.integer("pongTimeout")
         ),

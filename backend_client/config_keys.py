@@ -37,6 +37,8 @@ def _ports(key: str, doc: str) -> Field:
     return Field(key=key, kind=Kind.INTEGERS, doc=doc, minimum=1, maximum=MAX_PORT)
 
 
+SESSIONS_MAX = 64  # ours: as many as a node may have workers
+
 _UDP_ROUTE_KEYS = (
     Field(key="port", kind=Kind.INTEGER, doc="the public UDP port", required=True, minimum=1, maximum=MAX_PORT),
     _seconds("flowIdleTimeoutSeconds", "idle time after which a flow ends; 0 = the hub's default"),
@@ -84,11 +86,19 @@ BACKEND_KEYS = (
     Field(
         key="nexusAddresses",
         kind=Kind.STRINGS,
-        doc="WebSocket URLs of the hubs, such as wss://hub.example.com:8443/connect; one session each",
+        doc="WebSocket URLs of the hubs, such as wss://hub.example.com:8443/connect; `sessions` each",
         required=True,
         mend="list the hubs, such as [wss://hub.example.com:8443/connect]",
     ),
     Field(key="weight", kind=Kind.INTEGER, doc="share of the clients among backends of a name", default=DEFAULT_WEIGHT),
+    Field(
+        key="sessions",
+        kind=Kind.INTEGER,
+        doc="sessions with each hub, at best as many as the node has workers; the hub spreads them over its workers",
+        default=1,
+        minimum=1,
+        maximum=SESSIONS_MAX,
+    ),
     Field(
         key="attestation", kind=Kind.TABLE, doc="where tokens come from and what they claim", fields=_ATTESTATION_KEYS
     ),

@@ -1,4 +1,4 @@
-"""Runs the backends of a client file: one session for each backend and hub address, until a signal.
+"""Runs the backends of a client file: one session for each backend and hub address, or several, until a signal.
 
 A backend's SOCKS5 listener is bound before anything runs: a port that is taken is a mistake to mend, not a line in a
 log. It is stopped before the sessions, so that nothing new begins while they drain.
@@ -117,6 +117,7 @@ def _clients(backend: BackendConfig, on_event: EventHandler | None, table: FlowT
             health=health,
         )
         for address in backend.nexus_addresses
+        for _ in range(backend.sessions)
     ]
 
 

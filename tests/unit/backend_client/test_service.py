@@ -66,6 +66,13 @@ async def test_there_is_one_client_for_each_backend_and_address() -> None:
     assert first._tokens is not third._tokens
 
 
+async def test_a_backend_may_have_several_sessions_with_each_hub() -> None:
+    """A node with several workers spreads them."""
+    clients = clients_of(ClientFile((backend(sessions=3),)), None)
+    assert [client.hub for client in clients] == ["wss://one.example/connect"] * 3 + ["wss://two.example/connect"] * 3
+    assert len({id(client._tokens) for client in clients}) == 1
+
+
 async def test_all_clients_of_a_file_share_the_descriptors_for_flows() -> None:
     """The limit is one of the process."""
     file = ClientFile((backend("wss://one.example/connect", "wss://two.example/connect"), backend("wss://h/connect")))
