@@ -27,26 +27,39 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """One object a line: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, ``error`` with a traceback."""
+    """One object a line: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, ``error`` with a traceback.
+
+    ``worker`` is the number of the process that writes it, where a node has several.
+    """
+
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._worker = worker
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
+        line: dict[str, object] = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._worker is not None:
+            line["worker"] = self._worker
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(line, ensure_ascii=False))
 
 
-def configure(level: str, fmt: LogFormat, stream: TextIO) -> None:
-    """Send what this project logs from ``level`` (``debug`` … ``error``) on to ``stream``; the last call holds."""
+def configure(level: str, fmt: LogFormat, stream: TextIO, *, worker: int | None = None) -> None:
+    """Send what this project logs from ``level`` (``debug`` … ``error``) on to ``stream``; the last call holds.
+
+    ``worker`` is shown with each line.
+    """
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_JsonFormatter() if fmt == "json" else _TextFormatter(_TEXT))
+    text = _TEXT if worker is None else _TEXT.replace("%(name)s", f"%(name)s[{worker}]")
+    handler.setFormatter(_JsonFormatter(worker) if fmt == "json" else _TextFormatter(text))
     for name in (_ROOT, "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

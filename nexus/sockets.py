@@ -33,16 +33,27 @@ _MENDS: Final = {
 }
 
 
-def listen(host: str, port: int, key: str) -> socket.socket:
+def listen(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
     """Return a listening socket; an empty host means all interfaces, IPv4 and IPv6 on one socket.
+
+    With ``shared`` there may be more of them, by ``listen_too``. It is set when the address is bound, so that two nodes
+    never share one by accident.
 
     Raises:
         ConfigError: the socket cannot be bound; ``key`` names the setting it came from.
     """
     try:
-        return _bind(*_family_and_host(host), port)
+        return _bind(*_family_and_host(host), port, shared=shared)
     except (OSError, UnicodeError) as error:  # a name that IDNA refuses is a UnicodeError
         raise _refusal(host, port, key, error) from error
+
+
+def listen_too(sock: socket.socket) -> socket.socket:
+    """Return another socket that listens where a shared one does; the kernel spreads connections over both.
+
+    Source: socket(7), SO_REUSEPORT.
+    """
+    return _bind(socket.AddressFamily(sock.family), *sock.getsockname()[:2], again=True)
 
 
 def listen_udp(host: str, port: int, key: str) -> list[socket.socket]:
@@ -80,7 +91,9 @@ def _family_and_host(host: str) -> tuple[socket.AddressFamily, str]:
     return family, str(address[0])
 
 
-def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+def _bind(
+    family: socket.AddressFamily, host: str, port: int, *, shared: bool = False, again: bool = False
+) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -89,7 +102,11 @@ def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
         # Accepted sockets inherit these.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         keep_alive(sock)
+        if again:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:

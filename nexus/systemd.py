@@ -39,10 +39,14 @@ class ServiceManager:
         """Say that the node ends, and how long that may take."""
         self._say("STOPPING=1", "STATUS=stopping", f"EXTEND_TIMEOUT_USEC={int(within_s * _US)}")
 
+    def alive(self, status: str) -> None:
+        """Feed the watchdog."""
+        self._say("WATCHDOG=1", f"STATUS={status}")
+
     async def keep_alive(self, status: Callable[[], str]) -> None:
         """Feed the watchdog, at half of its patience, until cancelled; returns at once where there is none."""
         while self.watchdog_s:
-            self._say("WATCHDOG=1", f"STATUS={status()}")
+            self.alive(status())
             await asyncio.sleep(self.watchdog_s / 2)
 
     def _say(self, *lines: str) -> None:

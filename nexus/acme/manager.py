@@ -48,9 +48,15 @@ class AcmeCertificate:
     """A ``nexus.tls.contexts.CertificateSource`` that looks after itself; use it in one event loop."""
 
     def __init__(
-        self, settings: AcmeSettings, store: Store, challenges: Challenges, *, clock: Callable[[], float] = time.time
+        self,
+        settings: AcmeSettings,
+        store: Store,
+        challenges: Challenges,
+        *,
+        clock: Callable[[], float] = time.time,
+        renews: bool = True,
     ) -> None:
-        """Take up what the cache holds.
+        """Take up what the cache holds; unless it ``renews``, another process of the node fills it.
 
         Raises:
             ConfigError: the cache directory cannot be written to.
@@ -59,6 +65,7 @@ class AcmeCertificate:
         self.attempts: Counter[str] = Counter()
         self.challenges = challenges
         self.has_peers: Callable[[], bool] = lambda: False
+        self.changed: Callable[[], None] = lambda: None  # another certificate is in service
         self._settings = settings
         self._store = store
         self._clock = clock
@@ -71,6 +78,7 @@ class AcmeCertificate:
             self._state = replace(self._state, failures=0, error="", retry_at=0.0)
         self._ask_at = 0.0
         self._held = False  # the CA asked to wait
+        self._renews = renews
         self._woken = asyncio.Event()
         self._take_up()
 
@@ -89,7 +97,7 @@ class AcmeCertificate:
     @property
     def renew_at(self) -> float | None:
         """When the certificate in service is to be renewed, in unix seconds."""
-        return self._renew_at(self.certificate) if self.certificate is not None else None
+        return self._renew_at(self.certificate) if self.certificate is not None and self._renews else None
 
     def unready(self) -> tuple[str, ...]:
         """Return why the hub cannot serve; nothing where it can."""
@@ -103,12 +111,16 @@ class AcmeCertificate:
 
     async def watch(self, interval_s: float) -> None:
         """Obtain and renew until cancelled; the cache, and operators' wishes, are looked at every ``interval_s``."""
+        if not self._renews:
+            await self._follow(interval_s)
         self._tell()
         while True:
             before = self.certificate
             self._take_up()
-            if self.certificate is not before and self._state.failures:  # somebody else mended it
-                self._remember(replace(self._state, renew_at=0.0, failures=0, error="", retry_at=0.0))
+            if self.certificate is not before:
+                self.changed()
+                if self._state.failures:  # somebody else mended it
+                    self._remember(replace(self._state, renew_at=0.0, failures=0, error="", retry_at=0.0))
             now = self._clock()
             if self._is_time(now):
                 await self._attempt()
@@ -116,6 +128,16 @@ class AcmeCertificate:
                 await self._ask_advice(now)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(interval_s, max(self._due_at(now) - self._clock(), 0.0))):
+                    await self._woken.wait()
+
+    async def _follow(self, interval_s: float) -> None:
+        """Only look at the cache, until cancelled."""
+        while True:
+            self._woken.clear()
+            self._state = self._store.state()  # which CA the pair is of
+            self._take_up()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
                     await self._woken.wait()
 
     # -- The cache --------------------------------------------------------------------------------------------------
@@ -213,6 +235,7 @@ class AcmeCertificate:
             self._ask_at, self._held = 0.0, False
             self._remember(State(directory=settings.directory_url, asked=settings.directory_url))
             self._take_up()
+            self.changed()
             if (certificate := self.certificate) is not None:
                 _log.info("%s: certificate valid until %s", settings.hostname, date_text(certificate.expires_at))
         finally:

@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ BACKLOG = 64
 
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
+_METRICS_PATH = "/metrics"
 _ALLOWED_METHODS = ("GET", "HEAD")
 
 _logger = logging.getLogger("nexus.admin")
@@ -83,8 +84,17 @@ class AdminServer:
     ``readiness`` and the collectors of ``registry`` are called in the event loop's thread, once per request.
     """
 
-    def __init__(self, registry: CollectorRegistry, readiness: Callable[[], Readiness]) -> None:
-        """Take what the pages show; nothing is called before the first request."""
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        readiness: Callable[[], Readiness],
+        refresh: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Take what the pages show; nothing is called before the first request.
+
+        ``refresh`` is awaited before the metrics are read, where they are not all in this process.
+        """
+        self._refresh = refresh
         self._registry = registry
         self._readiness = readiness
         self._connections: set[_Connection] = set()
@@ -92,7 +102,7 @@ class AdminServer:
             "/": self._index,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
-            "/metrics": self._metrics,
+            _METRICS_PATH: self._metrics,
         }
 
     @contextlib.asynccontextmanager
@@ -132,8 +142,10 @@ class AdminServer:
                 for connection in tuple(self._connections):
                     connection.transport.abort()
 
-    def _answer(self, connection: ServerConnection, request: Request) -> Response:
+    async def _answer(self, connection: ServerConnection, request: Request) -> Response:
         try:
+            if self._refresh is not None and request.path.startswith(_METRICS_PATH):
+                await self._refresh()
             page = self._page(request)
         except Exception:  # a page that fails costs one answer, never the endpoint
             _logger.exception("the page %s failed", request.path)

@@ -64,6 +64,11 @@ class RouteTable(Generic[M]):
                 del pools[name]
         return bool(keys)
 
+    def key_of_host(self, host: str) -> str:
+        """Return the claim that serves a normalised name: itself, else the wildcard that would cover it."""
+        suffix = wildcard_suffix(host) if host not in self._hosts else None
+        return host if suffix is None else f"*{suffix}"
+
     def lookup_host(self, host: str, exclude: Container[M] = ()) -> M | None:
         """Return the member whose turn it is for a normalised name a user sent, or None.
 

@@ -45,6 +45,16 @@ def test_json_is_one_object_a_line() -> None:
     assert record["time"].endswith("Z")
 
 
+@pytest.mark.parametrize(("fmt", "shown"), [("text", " nexus.test[2]: it"), ("json", '"worker": 2')])
+def test_a_worker_is_named(fmt: LogFormat, shown: str) -> None:
+    """Lines of several processes meet in one log."""
+    stream = io.StringIO()
+    configure("info", fmt, stream, worker=2)
+    _log.info("it")
+    assert shown in stream.getvalue()
+    assert "worker" not in logged("info", fmt)
+
+
 def test_nothing_below_the_level_is_written() -> None:
     """The configured level is the least."""
     assert logged("warning", "text") == ""

@@ -18,6 +18,7 @@ from nexus.sockets import (
     format_address,
     keep_unsent_short,
     listen,
+    listen_too,
     listen_udp,
     source_key,
     source_keys,
@@ -113,6 +114,26 @@ def test_a_port_in_use_is_an_error_that_names_key_and_mend() -> None:
     assert "ss -tulpn" in problem.mend
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6), ""])
+def test_a_shared_port_is_listened_on_again_and_by_nobody_else(host: str) -> None:
+    """The kernel spreads connections over both sockets; a second program is refused, even one that shares its own."""
+    with listen(host, 0, KEY, shared=True) as one, listen_too(one) as other:
+        assert other.getsockname()[:2] == one.getsockname()[:2]
+        got = {one: 0, other: 0}
+        for _ in range(100):
+            with connect(one, host or "127.0.0.1"):
+                for sock in got:
+                    with contextlib.suppress(BlockingIOError):
+                        sock.accept()[0].close()
+                        got[sock] += 1
+        assert sum(got.values()) == 100
+        assert all(got.values())
+        with pytest.raises(ConfigError, match="in use"):
+            listen(host, one.getsockname()[1], KEY, shared=True)
+    with listen("127.0.0.1", 0, KEY) as alone, pytest.raises(OSError, match="in use"):
+        listen_too(alone)
+
+
 @pytest.mark.parametrize(
     ("host", "shown", "mend"),
     [
@@ -144,7 +165,7 @@ def test_a_name_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 def test_a_forbidden_port_names_the_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ports below 1024 need a right; all interfaces are shown as ``*``."""
 
-    def refuse(*_: object) -> socket.socket:
+    def refuse(*_: object, **_options: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(sockets, "_bind", refuse)

@@ -68,18 +68,20 @@ class World:
     def now(self) -> float:
         return time.time() + self.ahead_s
 
-    def made(self, url: str = URL) -> AcmeCertificate:
+    def made(self, url: str = URL, *, renews: bool = True) -> AcmeCertificate:
         challenges = Challenges(HOST, ChallengePorts(80, 443))
-        it = AcmeCertificate(AcmeSettings(HOST, url), self.store, challenges, clock=self.now)
+        it = AcmeCertificate(AcmeSettings(HOST, url), self.store, challenges, clock=self.now, renews=renews)
         it._authority = lambda: self.ca  # type: ignore[method-assign,return-value,assignment]
         self.ca.look = lambda: str(dict(challenges.known))
         return it
 
     @contextlib.asynccontextmanager
-    async def running(self, url: str = URL) -> AsyncIterator[AcmeCertificate]:
-        it = self.made(url)
+    async def running(
+        self, url: str = URL, *, renews: bool = True, interval_s: float = 0.01
+    ) -> AsyncIterator[AcmeCertificate]:
+        it = self.made(url, renews=renews)
         async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(it.watch(0.01))
+            task = tasks.create_task(it.watch(interval_s))
             yield it
             task.cancel()
 
@@ -313,3 +315,20 @@ async def test_peers_have_time_to_hear_of_a_challenge(world: World, monkeypatch:
     it.has_peers = lambda: True
     await it._attempt()
     assert slept == [SHARE_S]
+
+
+async def test_a_follower_takes_up_what_another_process_obtains(world: World) -> None:
+    """It asks nobody, writes nothing, and hears of a new certificate when it is told to look."""
+    world.ca.outcomes = [pair()]
+    async with world.running(renews=False, interval_s=600) as follower:
+        assert follower.unready() == ("the hub waits for its certificate",)
+        async with world.running() as it:
+            it.changed = follower.look
+            await eventually(lambda: follower.certificate is not None, "it is taken up")
+            assert it.certificate is not None
+            assert follower.certificate is not None
+            assert follower.certificate.pem == it.certificate.pem
+        assert world.ca.challenges == ["http-01"]
+        before = world.store.state()
+        assert (follower.renew_at, follower.attempts, follower.unready()) == (None, {}, ())
+        assert world.store.state() == before

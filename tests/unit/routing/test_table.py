@@ -146,3 +146,17 @@ def _expected(claims: dict[int, set[str]], host: str) -> set[int]:
     exact = {member for member, keys in claims.items() if host in keys and not host.startswith("tcp:")}
     pattern = f"*{wildcard_suffix(host)}"
     return exact or {member for member, keys in claims.items() if is_wildcard(pattern) and pattern in keys}
+
+
+@pytest.mark.parametrize(
+    ("host", "key"),
+    [
+        ("a.example.com", "a.example.com"),
+        ("b.example.com", "*.example.com"),
+        ("a.b.example.com", "*.b.example.com"),
+        ("localhost", "localhost"),
+    ],
+)
+def test_the_key_of_a_host_is_the_claim_that_serves_it(host: str, key: str) -> None:
+    """Itself where it is claimed, else the wildcard that would cover it, claimed or not."""
+    assert _table(one=("a.example.com", "*.example.com")).key_of_host(host) == key
