@@ -14,8 +14,9 @@ from cli import render
 from cli.checks import check_node
 from cli.options import LogFormatName, LogLevelName
 from nexus import logs
-from nexus.app import NodeAddresses, run_node
+from nexus.app import NodeAddresses
 from nexus.mesh.peers_file import PeersFile
+from nexus.supervisor import serve as serve_node
 
 _log = logging.getLogger("nexus.node")
 
@@ -45,7 +46,7 @@ def serve(
         log_format=log_format or checked.config.log_format,
     )
     logs.configure(served.log_level, cast('Literal["text", "json"]', served.log_format), sys.stderr)
-    run_node(served, _log_addresses, PeersFile(config, lambda: check_node(config).config.peers))
+    serve_node(served, _log_addresses, PeersFile(config, lambda: check_node(config).config.peers))
 
 
 def _log_addresses(addresses: NodeAddresses) -> None:

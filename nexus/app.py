@@ -40,6 +40,7 @@ from nexus.config.admission import policy_of
 from nexus.config.model import NodeConfig
 from nexus.document.peers import usable_entries
 from nexus.eventloop import on_stop_signal, run
+from nexus.hostnames import normalize
 from nexus.hub.registry import Registry
 from nexus.hub.server import HubServer
 from nexus.hub.status import StatusClient
@@ -60,6 +61,7 @@ from nexus.systemd import ServiceManager
 from nexus.tls.contexts import CertificateSource, WebContext, hub_client_context
 from nexus.transport import LocalFirst
 from nexus.web import WebClient
+from nexus.workers.siblings import FIRST, Siblings, WorkerDialer
 
 _log = logging.getLogger("nexus.node")
 
@@ -86,22 +88,43 @@ class NodeAddresses:
 OnReady = Callable[[NodeAddresses], None]
 
 
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """How a node is, or one process of it, which knows ``workers`` with itself; ``reasons`` say what is missing."""
+
+    backends: int = 0
+    streams: int = 0
+    peers: int = 0
+    workers: int = 1
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Short text for people."""
+        return "; ".join((f"{self.backends} backends, {self.streams} streams, {self.peers} peers", *self.reasons))
+
+
 class Node:
     """One node: construct, ``run``, ``stop``."""
 
     def __init__(
-        self, config: NodeConfig, peers: PeersFile | None = None, manager: ServiceManager | None = None
+        self,
+        config: NodeConfig,
+        peers: PeersFile | None = None,
+        manager: ServiceManager | None = None,
+        worker: int | None = None,
     ) -> None:
         """Read certificates, keys and the revocation list; nothing listens yet.
 
-        ``peers`` is where the list of other nodes is followed; ``manager`` is told how the node is.
+        ``peers`` is where the list of other nodes is followed; ``manager`` is told how the node is. With ``worker``
+        this is one process of several that are the node (``nexus.supervisor``): that of this number.
 
         Raises:
             TlsFileError: the hub's certificate or key, or ``authorizerCAFile``, cannot be used.
             ConfigError: a file of keys or the revocation list cannot be used.
         """
         self._config = config
-        self._certificate: CertificateSource = hub_certificate(config)
+        is_first = worker is None or worker == FIRST
+        self._certificate: CertificateSource = hub_certificate(config, renews=is_first)
         self._acme = self._certificate if isinstance(self._certificate, AcmeCertificate) else None
         ca_file = Path(config.authorizer_ca_file) if config.authorizer_ca_file else None
         self._web = WebClient(WebContext(lambda: self._certificate.certificate, ca_file))
@@ -111,8 +134,12 @@ class Node:
         self.registry = Registry(self._bandwidth, config.udp_flow_idle_timeout_default_s)
         self.mesh = Mesh(self.registry, self.registry.table.routes, self._bandwidth)
         self.registry.routes_changed = self.mesh.changed
+        own_name = normalize(config.hub_public_hostname)
+        self.siblings = Siblings(worker, config.workers, self.registry, own_name) if worker is not None else None
         dialer = LocalFirst(self.registry, self.mesh)
-        own_answers = self._acme.challenges.answer if self._acme is not None else nothing_of_its_own
+        if self.siblings is not None and not is_first:
+            dialer = WorkerDialer(self.registry, self.siblings)
+        own_answers = self._acme.challenges.answer if self._acme is not None and is_first else nothing_of_its_own
         self._listeners = TcpListeners(dialer, peek_budget(config), own_answers)
         if self._acme is not None:
             share_challenges(self._acme, self.mesh)
@@ -133,20 +160,25 @@ class Node:
             ask_status=self._status.ask,
             outbound=outbound_policy(config),
         )
+        if self.siblings is not None:
+            self._join(self.siblings)
         self._manager = manager or ServiceManager({})
         self._started_at = time.time()
         self._ready = False
         self._stop: asyncio.Event = asyncio.Event()
 
-    async def run(self, on_ready: OnReady | None = None) -> None:
-        """Serve until ``stop``, then end in order within the grace period.
+    async def run(self, on_ready: OnReady | None = None, sockets: Sockets | None = None) -> None:
+        """Serve until ``stop``, then end in order within the grace period; binds unless it is given ``sockets``.
 
         Raises:
             ConfigError: an address cannot be listened on.
         """
         async with contextlib.AsyncExitStack() as stack:
-            sockets = bind(self._config, stack)
+            sockets = sockets or bind(self._config, stack)
             self.mesh.settings = mesh_settings(self._config, sockets)
+            if self.siblings is not None:
+                ports = [int(sock.getsockname()[1]) for sock in sockets.relay]
+                self.siblings.peer_ports = lambda: filter(self.mesh.claims_port, ports)
             stack.callback(self._listeners.close)
             stack.callback(self._udp.close)
             stack.callback(self._stun.close)
@@ -168,7 +200,7 @@ class Node:
                 self._ready = True
                 self._manager.ready(self.status())
                 if on_ready is not None:
-                    on_ready(_addresses(sockets, admin))
+                    on_ready(addresses_of(sockets, admin))
                 await self._stop.wait()
                 for task in beats:  # before anything else: nobody is to be sent to a node that drains
                     task.cancel()
@@ -188,6 +220,8 @@ class Node:
         yield self._hub.serve(sockets.hub)
         if self._auth.key_url is not None:
             yield self._auth.key_url.run()
+        if self.siblings is not None:
+            yield self.siblings.run()
         if sockets.peer is not None:
             yield PeerServer(self.mesh, self._credentials).serve(sockets.peer)
 
@@ -207,6 +241,15 @@ class Node:
             self._peers.look()
         self._manager.ready(self.status())
 
+    def _join(self, siblings: Siblings) -> None:
+        """Be one of several processes."""
+        siblings.connect(self._listeners, self._hub)
+        siblings.figures = self.own_stats
+        siblings.look = self._certificate.look
+        siblings.reasons = self._reasons
+        if self._acme is not None:
+            self._acme.changed = siblings.certificate_changed
+
     # -- Start ------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
@@ -214,7 +257,8 @@ class Node:
         if not self._config.admin_listen_address:
             yield ""
             return
-        server = AdminServer(node_registry(self.stats), self.readiness)
+        refresh = self.siblings.ask_figures if self.siblings is not None else None
+        server = AdminServer(node_registry(self.stats), self.readiness, refresh)
         async with server.serve(self._config.admin_listen_address) as address:
             yield str(address)
 
@@ -229,16 +273,32 @@ class Node:
             await asyncio.sleep(interval_s)
             for backend in tuple(self.registry.sessions):
                 backend.sweep(loop.time(), timeout_s)
+            if self.siblings is not None:
+                self.siblings.sweep(loop.time(), timeout_s)
+
+    def state(self) -> NodeState:
+        """Return how this process of the node is."""
+        sessions = [backend.session for backend in self.registry.sessions]
+        streams = sum(len(session.streams) + len(session.flows) for session in sessions)
+        reasons = self.readiness().reasons
+        return NodeState(len(sessions), streams, len(self.mesh.peers), self._serving_workers(), reasons)
 
     def status(self) -> str:
         """Return how the node is, in a line for people."""
-        reasons = self.readiness().reasons
-        sessions = [backend.session for backend in self.registry.sessions]
-        streams = sum(len(session.streams) + len(session.flows) for session in sessions)
-        return "; ".join((f"{len(sessions)} backends, {streams} streams, {len(self.mesh.peers)} peers", *reasons))
+        return str(self.state())
 
     def readiness(self) -> Readiness:
         """Tell whether this node should be given traffic."""
+        reasons = self._reasons()
+        reasons.extend(self.siblings.unready() if self.siblings is not None else ())
+        notes = [self._heartbeat.problem] if self._heartbeat is not None else []
+        return Readiness(not reasons, tuple(reasons), tuple(filter(None, notes)))
+
+    def _serving_workers(self) -> int:
+        return self.siblings.serving if self.siblings is not None else 1
+
+    def _reasons(self) -> list[str]:
+        """Return why this process should not be given traffic."""
         reasons = []
         if not self._ready:
             reasons.append("starting")
@@ -246,11 +306,14 @@ class Node:
             reasons.append("stopping")
         reasons.extend(self._certificate.unready())
         reasons.extend(self._auth.unready())
-        notes = [self._heartbeat.problem] if self._heartbeat is not None else []
-        return Readiness(not reasons, tuple(reasons), tuple(filter(None, notes)))
+        return reasons
 
     def stats(self) -> NodeStats:
-        """Return the figures of now: gauges are read from the things themselves."""
+        """Return the figures of the node: those of other workers as ``Siblings.ask_figures`` last got them."""
+        return self.siblings.merged(self.own_stats()) if self.siblings is not None else self.own_stats()
+
+    def own_stats(self) -> NodeStats:
+        """Return the figures of now and of this process: gauges are read from the things themselves."""
         totals = self.registry.totals
         certificate = self._certificate.certificate
         cap = self._bandwidth.scheduler if self._bandwidth is not None else None
@@ -259,6 +322,7 @@ class Node:
         return NodeStats(
             version=__version__,
             start_time_seconds=self._started_at,
+            workers=self._serving_workers(),
             sessions=len(sessions),
             unauthenticated=self._hub.unauthenticated,
             streams=sum(len(session.streams) + len(session.flows) for session in sessions),
@@ -313,8 +377,9 @@ class Node:
         self._stun.close()
         self.registry.closed = True
         self.mesh.retire()
+        between = self.siblings.streams if self.siblings is not None else tuple
         await wait_until_quiet(
-            lambda: chain(self.registry.streams(), self.mesh.streams()), self._config.shutdown_grace_s
+            lambda: chain(self.registry.streams(), self.mesh.streams(), between()), self._config.shutdown_grace_s
         )
         links = [backend.session.link for backend in self.registry.sessions]
         links += [peer.session.link for peer in self.mesh.peers]
@@ -322,6 +387,8 @@ class Node:
             link.close(reason="the node stops")
         if links:
             await asyncio.wait([link.lost for link in links], timeout=2 * CLOSE_TIMEOUT_S)
+        if self.siblings is not None:
+            await self.siblings.close()
 
 
 def mesh_stats(mesh: Mesh) -> MeshStats:
@@ -350,7 +417,9 @@ def mesh_stats(mesh: Mesh) -> MeshStats:
     )
 
 
-def _addresses(sockets: Sockets, admin: str) -> NodeAddresses:
+def addresses_of(sockets: Sockets, admin: str) -> NodeAddresses:
+    """Return where a node listens."""
+
     def shown(several: Iterable[socket.socket]) -> tuple[str, ...]:
         return tuple(format_address(sock.getsockname()) for sock in several)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ from nexus.listeners.udp import UdpSettings
 from nexus.mesh.mesh import Mesh, MeshSettings
 from nexus.mesh.routes import PortPolicy
 from nexus.registration.heartbeat import Heartbeat, Registration
-from nexus.sockets import listen, listen_udp
+from nexus.sockets import listen, listen_too, listen_udp
 from nexus.tls.certificates import CertificateFiles
 from nexus.tls.contexts import CertificateSource, ReloadingCertificate
 from nexus.web import WebClient
@@ -51,6 +51,11 @@ class Sockets:
     peer: socket.socket | None
     stun: tuple[socket.socket, ...]
 
+    def close(self) -> None:
+        """Close all; idempotent."""
+        for sock in filter(None, (self.hub, *self.relay, *self.udp, self.peer, *self.stun)):
+            sock.close()
+
 
 def bind(config: NodeConfig, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> Sockets:
     """Bind all sockets of a node; ``stack`` closes them.
@@ -58,18 +63,21 @@ def bind(config: NodeConfig, stack: contextlib.ExitStack | contextlib.AsyncExitS
     Raises:
         ConfigError: an address cannot be listened on.
     """
+    shared = config.workers > 1
 
     def keep(sock: socket.socket) -> socket.socket:
         return stack.enter_context(contextlib.closing(sock))
 
-    def at(address: str, key: str) -> socket.socket:
+    def at(address: str, key: str, *, shared: bool = False) -> socket.socket:
         host, port = parse_host_port(address, socket.getservbyname)
-        return keep(listen(host, port, key))
+        return keep(listen(host, port, key, shared=shared))
 
     hosts = config.relay_bind_addresses or ("",)
     return Sockets(
-        hub=at(config.backend_listen_address, "backendListenAddress"),
-        relay=tuple(keep(listen(host, port, "relayPorts")) for host in hosts for port in config.relay_ports),
+        hub=at(config.backend_listen_address, "backendListenAddress", shared=shared),
+        relay=tuple(
+            keep(listen(host, port, "relayPorts", shared=shared)) for host in hosts for port in config.relay_ports
+        ),
         udp=tuple(
             keep(sock)
             for host in hosts
@@ -83,6 +91,15 @@ def bind(config: NodeConfig, stack: contextlib.ExitStack | contextlib.AsyncExitS
         ),
         peer=at(config.peer_listen_address, "peerListenAddress") if accepts_peers(config) else None,
     )
+
+
+def bind_too(first: Sockets, stack: contextlib.ExitStack) -> Sockets:
+    """Bind what another worker listens on: what is not one of a kind, where ``first`` does; ``stack`` closes it."""
+
+    def again(sock: socket.socket) -> socket.socket:
+        return stack.enter_context(contextlib.closing(listen_too(sock)))
+
+    return Sockets(hub=again(first.hub), relay=tuple(map(again, first.relay)), udp=(), peer=None, stun=())
 
 
 def accepts_peers(config: NodeConfig) -> bool:
@@ -154,8 +171,8 @@ def acme_settings(config: NodeConfig) -> AcmeSettings:
     )
 
 
-def hub_certificate(config: NodeConfig) -> ReloadingCertificate | AcmeCertificate:
-    """Return where the hub's certificate comes from.
+def hub_certificate(config: NodeConfig, *, renews: bool = True) -> ReloadingCertificate | AcmeCertificate:
+    """Return where the hub's certificate comes from; unless it ``renews``, another worker asks the authority for it.
 
     Raises:
         TlsFileError: a file of the operator's cannot be used.
@@ -165,7 +182,7 @@ def hub_certificate(config: NodeConfig) -> ReloadingCertificate | AcmeCertificat
         return ReloadingCertificate(CertificateFiles(Path(config.hub_tls_cert_file), Path(config.hub_tls_key_file)))
     settings = acme_settings(config)
     ports = ChallengePorts(settings.http_port, settings.tls_port)
-    return AcmeCertificate(settings, acme_store(config), Challenges(settings.hostname, ports))
+    return AcmeCertificate(settings, acme_store(config), Challenges(settings.hostname, ports), renews=renews)
 
 
 def acme_store(config: NodeConfig) -> Store:
@@ -216,3 +233,8 @@ def peek_budget(config: NodeConfig) -> PeekBudget:
         claim_wait_s=config.port_claim_wait_s,
         server_first=frozenset(config.server_first_ports) or SERVER_FIRST_PORTS,
     )
+
+
+def helper_config(config: NodeConfig) -> NodeConfig:
+    """Return what a worker has that is not the first: backends and clients, and nothing that is one of a kind."""
+    return replace(config, admin_listen_address="", peers=(), peer_listen_address="", registration_url="", stun_port=0)

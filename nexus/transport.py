@@ -1,13 +1,37 @@
-"""The seam between listeners and whoever carries a stream: the hub now, the mesh beside it."""
+"""The seam between listeners and whoever carries a stream: the hub, the mesh beside it, and other workers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import asyncio
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, Literal, Protocol, TypeAlias
 
 from nexus.link.flow import Address, Flow, FlowOwner
 from nexus.link.stream import Stream
 from nexus.routing.decide import Reject, RejectReason
+
+
+class _Passed(Enum):
+    PASSED = "passed"
+
+
+PASSED: Final = _Passed.PASSED
+"""The answer to a request whose connection another worker has now: nothing is left to do here but to forget it."""
+
+IsPassed: TypeAlias = Literal[_Passed.PASSED]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A client's connection, for another worker to go on with.
+
+    ``prelude`` was read from it already; ``spoke`` says what a refusal is answered in.
+    """
+
+    transport: asyncio.Transport
+    prelude: bytes
+    spoke: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +39,7 @@ class OpenRequest:
     """What a listener knows about a client when it asks for a stream.
 
     ``host`` is the name as peeked, None where there was none, and then ``nameless`` says why. ``client`` is
-    ``ip:port``.
+    ``ip:port``. With ``connection`` the whole of it may be passed to another worker.
     """
 
     host: str | None
@@ -23,13 +47,17 @@ class OpenRequest:
     local_port: int
     client: str
     nameless: RejectReason = RejectReason.NO_NAME
+    connection: Connection | None = field(default=None, compare=False, repr=False)
 
 
 class Dialer(Protocol):
     """Opens streams towards backends."""
 
-    def open_stream(self, request: OpenRequest) -> Stream | Reject:
-        """Return a stream without endpoint, already announced to its backend, or why there is none; never blocks."""
+    def open_stream(self, request: OpenRequest) -> Stream | IsPassed | Reject:
+        """Return a stream without endpoint, already announced to its backend, or why there is none; never blocks.
+
+        PASSED only where the request came with its connection.
+        """
 
     def claims_port(self, port: int) -> bool:
         """Tell whether a client of this TCP port is served although it names no host."""
@@ -49,13 +77,13 @@ class LocalFirst:
         self._local = local
         self._peers = peers
 
-    def open_stream(self, request: OpenRequest) -> Stream | Reject:
+    def open_stream(self, request: OpenRequest) -> Stream | IsPassed | Reject:
         """Open a stream here, else through a peer, else say why there is none here."""
         opened = self._local.open_stream(request)
-        if isinstance(opened, Stream):
+        if not isinstance(opened, Reject):
             return opened
         through = self._peers.open_stream(request)
-        return through if isinstance(through, Stream) else opened
+        return opened if isinstance(through, Reject) else through
 
     def claims_port(self, port: int) -> bool:
         """Tell whether anybody serves this TCP port."""

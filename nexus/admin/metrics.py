@@ -36,6 +36,8 @@ class NodeStats:
     start_time_seconds: float
     """Unix time at which the node started."""
 
+    workers: int = 1
+    """Processes that serve."""
     sessions: int = 0
     """Backend sessions that are authenticated and open."""
     unauthenticated: int = 0
@@ -122,6 +124,7 @@ class NodeStats:
 
 
 _GAUGES: tuple[tuple[str, Callable[[NodeStats], float | None], str], ...] = (
+    ("nexus_workers", lambda s: s.workers, "Processes that serve on the node's ports, as `workers` says."),
     ("nexus_sessions", lambda s: s.sessions, "Backend sessions that are authenticated and open."),
     (
         "nexus_sessions_unauthenticated",

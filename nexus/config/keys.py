@@ -20,6 +20,7 @@ ENVIRONMENT_PREFIX = "NEXUS_"
 MAX_SECONDS = 1_000_000_000  # 31 years; event loops cannot count much further
 SCALAR_KINDS = frozenset({Kind.INTEGER, Kind.BOOLEAN, Kind.STRING})
 
+WORKERS_MAX = 64  # ours: each knows each other, and the first has the mesh and UDP ports to itself
 UNBOUNDED = -1  # the original's spelling of "no limit" where 0 means the default
 
 
@@ -242,6 +243,14 @@ NODE_KEYS: tuple[Field, ...] = (
         "refusals of one source address in a minute, after which it is turned away for a minute; -1 = unbounded",
         10,
         minimum=UNBOUNDED,
+    ),
+    Field(
+        key="workers",
+        kind=Kind.INTEGER,
+        doc="processes that serve on the same ports, at best one for each core; not together with totalBandwidthMbps",
+        default=1,
+        minimum=1,
+        maximum=WORKERS_MAX,
     ),
 )
 

@@ -105,6 +105,7 @@ class NodeConfig:
     acme_http_port: int
     acme_tls_port: int
     max_refusals_per_source: int
+    workers: int
 
     def __repr__(self) -> str:
         """Show every attribute, secrets masked, passwords in URLs among them."""

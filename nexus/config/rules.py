@@ -183,6 +183,12 @@ def _outbound(record: Record) -> Iterator[Problem]:
             yield record.problem("maxOutboundConnsPerBackend", "is unlimited", "set a limit")
 
 
+def _workers(record: Record) -> Iterator[Problem]:
+    if record.integer("workers") > 1 and record.integer("totalBandwidthMbps"):
+        what = "is more than 1, but totalBandwidthMbps is kept by one process alone"
+        yield record.problem("workers", what, "delete it, as one worker relays several Gbit/s, or delete the cap")
+
+
 def _udp_idle_range(record: Record) -> Iterator[Problem]:
     low, high = record.integer("udpFlowIdleTimeoutMinSeconds"), record.integer("udpFlowIdleTimeoutMaxSeconds")
     if low > high:
@@ -305,6 +311,7 @@ ERRORS: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"peers"}), _peer_names),
     (frozenset({"registrationURL", "backendListenAddress"}), _registration),
     (frozenset({"stunPort", "udpRelayPorts"}), _stun),
+    (frozenset({"workers", "totalBandwidthMbps"}), _workers),
     (frozenset({"peekTimeouts"}), _peek_timeouts),
     (frozenset({"relayBindAddresses"}), _bind_addresses),
     (frozenset({"statusPrivateNetworks"}), _networks("statusPrivateNetworks")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Final
 
 from nexus.auth.grants import Grant
@@ -71,6 +72,11 @@ class BackendSession:
         """Who this is, for a log line."""
         return f"{self.grant.subject or 'backend'} at {self.address}"
 
+    @property
+    def udp_routes(self) -> Mapping[int, int]:
+        """The UDP ports claimed, with the idle time of their flows in seconds."""
+        return self.grant.udp_routes
+
     def open_stream(self, request: OpenRequest, route_key: str) -> Stream | None:
         """Announce a new stream to the backend; None where its link is already going down."""
         link = self.session.link
@@ -79,6 +85,7 @@ class BackendSession:
         stream = Stream(self.session, new_stream_id(), SendWindow(paced=True))
         # Known before it is announced, so that an instant answer finds it.
         self.session.streams[stream.id] = stream
+        self._registry.totals.streams += 1
         link.send_message(_connect(stream.id, request, "tcp", route_key, stream.receive_window.size))
         return stream
 
@@ -89,6 +96,7 @@ class BackendSession:
             return None
         flow = Flow(session, new_stream_id(), owner, client)
         session.flows[flow.id] = flow
+        self._registry.totals.streams += 1
         session.send_control(_connect(flow.id, request, "udp", f"udp:{request.local_port}", FLOW_WINDOW))
         return flow
 

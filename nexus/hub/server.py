@@ -113,6 +113,9 @@ class HubServer:
         self._revocations = Revocations()  # none but those of which it was told: tokens are verified by the others
         self._refusals = RefusalCounter(limits.refusals_per_source)
         self._refusal_lines = LineBudget()
+        self._tasks: asyncio.TaskGroup | None = None
+        # Of several workers: takes a connection, and its address, that another one is to serve; else returns False.
+        self.passes_on: Callable[[socket.socket, str], bool] = lambda _connection, _address: False
 
     @property
     def unauthenticated(self) -> int:
@@ -122,17 +125,28 @@ class HubServer:
     async def serve(self, sock: socket.socket) -> None:
         """Accept on a listening socket until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            while True:
-                connection, address = await accept(sock)
-                sources = source_keys(address)
-                if self._refusals.admit(sources[0], asyncio.get_running_loop().time()):
-                    self._take_in(_Arrival(connection, sources), tasks)
-                else:
-                    self._registry.totals.auth_failures["turned_away"] += 1
-                    connection.close()
+            self._tasks = tasks
+            try:
+                while True:
+                    connection, address = await accept(sock)
+                    if not self.passes_on(connection, address):
+                        self.take_in(connection, address)
+            finally:
+                self._tasks = None
 
-    def _take_in(self, arrival: _Arrival, tasks: asyncio.TaskGroup) -> None:
-        """Serve a connection if it gets a place; who loses its own for that is cut off."""
+    def take_in(self, connection: socket.socket, address: str) -> None:
+        """Serve an accepted connection, if it may be and the hub serves at all."""
+        sources = source_keys(address)
+        if self._tasks is None:
+            connection.close()
+        elif self._refusals.admit(sources[0], asyncio.get_running_loop().time()):
+            self._admit_one(_Arrival(connection, sources), self._tasks)
+        else:
+            self._registry.totals.auth_failures["turned_away"] += 1
+            connection.close()
+
+    def _admit_one(self, arrival: _Arrival, tasks: asyncio.TaskGroup) -> None:
+        """Give a connection a place; who loses its own for that is cut off."""
         admitted, evicted = self._places.admit(arrival, arrival.sources, asyncio.get_running_loop().time())
         if evicted is not None:
             evicted.task.cancel()

@@ -13,9 +13,10 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
+from nexus.addresses import split_address
 from nexus.limits import UNBOUNDED, SourceCounter
 from nexus.link.endpoint import finish, receive_view, reset
 from nexus.link.splice import splice
@@ -26,7 +27,7 @@ from nexus.peek import Peeked, PeekStatus, peek
 from nexus.places import Bursts, Places
 from nexus.routing.decide import Reject, RejectReason
 from nexus.sockets import BACKLOG, format_address, source_keys
-from nexus.transport import Dialer, OpenRequest
+from nexus.transport import PASSED, Connection, Dialer, OpenRequest
 
 _log = logging.getLogger("nexus.listeners")
 
@@ -85,6 +86,7 @@ class TcpListeners:
         # Refused clients that have not closed yet: a stranger chooses how long that takes, so they are bounded alike.
         self.refused: Places[ClientPeek] = Places(budget.concurrent, budget.concurrent_per_source, BURSTS)
         self.connections = SourceCounter(UNBOUNDED, budget.connections_per_source)
+        self.passes = False  # the dialer may know of other workers that take a connection over
         self._servers: list[asyncio.Server] = []
 
     async def listen(self, sock: socket.socket) -> None:
@@ -94,6 +96,18 @@ class TcpListeners:
             lambda: ClientPeek(self, port), sock=sock, backlog=BACKLOG
         )
         self._servers.append(server)
+
+    async def adopt(
+        self, sock: socket.socket, request: OpenRequest, prelude: bytes, spoke: str, dialer: Dialer | None = None
+    ) -> None:
+        """Go on with a client that another worker accepted and read ``prelude`` of; by default as with one's own.
+
+        Raises:
+            OSError: the client is gone.
+        """
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: _Adopted(self, request, prelude, spoke, dialer), sock
+        )
 
     def close(self) -> None:
         """Stop accepting; drop who has not said whom it wants. Streams go on."""
@@ -106,11 +120,23 @@ class TcpListeners:
 class ClientPeek(asyncio.BufferedProtocol):
     """A client's connection until it is known whom it wants; then another protocol takes the transport over."""
 
-    __slots__ = ("_absolute", "_client", "_listeners", "_port", "_prelude", "_sources", "_timer", "_transport", "_view")
+    __slots__ = (
+        "_absolute",
+        "_client",
+        "_dialer",
+        "_listeners",
+        "_port",
+        "_prelude",
+        "_sources",
+        "_timer",
+        "_transport",
+        "_view",
+    )
 
     def __init__(self, listeners: TcpListeners, port: int) -> None:
         """Peek for one of ``listeners``' ports."""
         self._listeners = listeners
+        self._dialer = listeners.dialer
         self._port = port
         self._prelude = bytearray()
         self._view = receive_view()
@@ -160,11 +186,8 @@ class ClientPeek(asyncio.BufferedProtocol):
         if seen is PeekStatus.NEED_MORE:
             self._wait(asyncio.get_running_loop().time(), self._listeners.budget.idle_extension_s)
         elif isinstance(seen, Peeked):
-            own = self._listeners.own_answers(self._port, seen)
-            if own is None:
+            if not self._answers(seen):
                 self._open(seen.host, RejectReason.NO_NAME, spoke=seen.kind, is_tls=seen.kind == "tls")
-            else:
-                self._answer(own)
         else:
             spoke = "tls" if self._prelude[0] == _TLS_HANDSHAKE else "http" if seen is PeekStatus.TOO_LARGE else ""
             self._open(None, _UNDECIDED[seen], spoke=spoke)
@@ -194,8 +217,15 @@ class ClientPeek(asyncio.BufferedProtocol):
     ) -> None:
         """Open a stream for whom is wanted; ``spoke``: what to answer a refusal in; ``eof``: nothing follows."""
         self._leave()
-        request = OpenRequest(host, is_tls, self._port, self._client, nameless)
-        opened = self._listeners.dialer.open_stream(request)
+        connection = Connection(self._transport, bytes(self._prelude), spoke) if self._listeners.passes else None
+        self._serve(OpenRequest(host, is_tls, self._port, self._client, nameless, connection), spoke, eof=eof)
+
+    def _serve(self, request: OpenRequest, spoke: str, *, eof: bool = False) -> None:
+        opened = self._dialer.open_stream(request)
+        if opened is PASSED:
+            self._listeners.connections.release(self._sources[0])
+            self._transport.abort()  # another process has the connection open
+            return
         if isinstance(opened, Stream):
             self._splice(opened, eof=eof)
             return
@@ -206,8 +236,11 @@ class ClientPeek(asyncio.BufferedProtocol):
             self._transport.write(answer(opened.reason, is_tls=spoke == "tls", is_http=spoke == "http"))
         self._say_goodbye()
 
-    def _answer(self, own: bytes | ssl.SSLContext) -> None:
-        """Serve a client that wants the node itself."""
+    def _answers(self, seen: Peeked) -> bool:
+        """Serve a client that wants the node itself; tell whether it does."""
+        own = self._listeners.own_answers(self._port, seen)
+        if own is None:
+            return False
         self._leave()
         if isinstance(own, bytes):
             self._transport.write(own)
@@ -217,6 +250,7 @@ class ClientPeek(asyncio.BufferedProtocol):
         else:
             finish(self._transport, eof_received=False, on_closed=self._release)
             reset(self._transport)
+        return True
 
     def _without_name(self, nameless: RejectReason, *, eof: bool = False) -> None:
         """Give a client of which nothing more is to be read to the port's claim, or give it up."""
@@ -279,3 +313,35 @@ class ClientPeek(asyncio.BufferedProtocol):
 
     def _time_out(self) -> None:
         self._without_name(RejectReason.TIMEOUT)
+
+
+class _Adopted(ClientPeek):
+    """A client that another worker accepted, and peeked at."""
+
+    __slots__ = ("_request", "_spoke")
+
+    def __init__(
+        self, listeners: TcpListeners, request: OpenRequest, prelude: bytes, spoke: str, dialer: Dialer | None
+    ) -> None:
+        super().__init__(listeners, request.local_port)
+        self._dialer = dialer or listeners.dialer
+        self._request = request
+        self._spoke = spoke
+        self._prelude += prelude
+        self._client = request.client
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Go on where the other worker stopped."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._sources = source_keys((split_address(self._client) or ("", 0))[0])
+        if not self._listeners.connections.admit(self._sources[0]):
+            self._refuse(RejectReason.OVERLOADED)
+            return
+        seen = peek(self._prelude) if self._dialer is self._listeners.dialer else None
+        if isinstance(seen, Peeked) and self._answers(seen):
+            return
+        request = self._request
+        if self._listeners.passes and self._dialer is self._listeners.dialer:
+            connection = Connection(self._transport, bytes(self._prelude), self._spoke)
+            request = replace(request, connection=connection)
+        self._serve(request, self._spoke)

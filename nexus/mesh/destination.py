@@ -81,7 +81,7 @@ class Destination:
     def _serve_stream(self, peer: Peer, request: TunnelRequest) -> None:
         session = peer.session
         opened = self._local.open_stream(_open_request(request))
-        if isinstance(opened, Reject):
+        if not isinstance(opened, Stream):
             self._refuse(peer, request.tunnel_id, Reason.NO_BACKEND)
             return
         stream = Stream(session, request.tunnel_id, SendWindow(paced=True))

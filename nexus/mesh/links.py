@@ -188,7 +188,7 @@ class Dialler:
         uri = WebSocketURI(address.is_secure, address.server_name, address.port, address.path, "", None, None)
         protocol = ClientProtocol(uri, max_size=ANNOUNCE_MAX_BYTES, logger=WEBSOCKET_LOG)
         protocol.debug = False
-        link = Link(protocol, _Nobody(), path=address.path, data_kind=KIND_TUNNEL_DATA)
+        link = Link(protocol, Nobody(), path=address.path, data_kind=KIND_TUNNEL_DATA)
         peer = Peer(link, self._mesh, str(address), dialled=True)
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
@@ -223,7 +223,7 @@ class Dialler:
         _log.log(level, "%s: no link: %s", self._address, failure)
 
 
-class _Nobody:
+class Nobody:
     """The owner of a link that has no peer yet: nothing can come before the upgrade is over."""
 
     def message_received(self, message: bytes) -> None:
@@ -242,7 +242,7 @@ class _Nobody:
         """Whoever waits for ``link.lost`` sees it."""
 
 
-class _Gate(_Nobody):
+class _Gate(Nobody):
     """A connection to the peer listener; ``judge`` is asked between TLS handshake and upgrade."""
 
     task: asyncio.Task[None]  # once it has a place

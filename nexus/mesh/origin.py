@@ -74,7 +74,7 @@ class Origin:
             if session.has_room():
                 flow = Flow(session, new_stream_id(), owner, client)
                 session.flows[flow.id] = flow
-                session.link.send_text(_request(flow.id, request, f"udp:{request.local_port}", "udp"))
+                session.link.send_text(tunnel_request(flow.id, request, f"udp:{request.local_port}", "udp"))
                 self.opened += 1
                 return flow
             tried.add(peer)
@@ -131,7 +131,7 @@ class _Tunnel:
         session = peer.session
         self.deadline = session.link.now() + ANSWER_TIMEOUT_S
         key = self._host or f"tcp:{self._request.local_port}"
-        session.link.send_text(_request(stream.id, self._request, key, "tcp"))
+        session.link.send_text(tunnel_request(stream.id, self._request, key, "tcp"))
         session.send_control(session.wire.credits(stream.id, stream.receive_window.size))
         self._origin.waits(stream, self)
 
@@ -162,7 +162,8 @@ class _Tunnel:
             stream.close(Reason.TIMEOUT)
 
 
-def _request(tunnel_id: bytes, request: OpenRequest, key: str, transport: str) -> str:
+def tunnel_request(tunnel_id: bytes, request: OpenRequest, key: str, transport: str) -> str:
+    """Return the text that asks for a tunnel to the route ``key``."""
     return serialize_request(
         TunnelRequest(tunnel_id, key, request.client, request.local_port, transport, request.is_tls)
     )

@@ -56,6 +56,11 @@ def established(port: int) -> int:
     return sum(row[1] == f"0100007F:{port:04X}" and row[3] == _ESTABLISHED for row in rows)
 
 
+def open_descriptors() -> int:
+    """Return how many descriptors this process has."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 @dataclass
 class Pki:
     """A CA and what it issued, as files in one directory."""

@@ -193,8 +193,8 @@ async def test_a_slow_client_shows_as_buffered_bytes(pki: Pki, config: Config, m
     """Bytes that were accepted and not delivered are counted, and gone when they are delivered."""
     size = 64
 
-    def listen(host: str, number: int, key: str) -> socket.socket:
-        sock = sockets.listen(host, number, key)
+    def listen(host: str, number: int, key: str, *, shared: bool = False) -> socket.socket:
+        sock = sockets.listen(host, number, key, shared=shared)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)  # else the kernel would take all of it
         return sock
 

@@ -26,6 +26,7 @@ ROW = re.compile(r"^\| `([a-z_]+)` \| (gauge|counter) \|\s*([^|]*?)\s*\| (.+) \|
 FULL = NodeStats(
     version="1.2.3",
     start_time_seconds=1_800_000_000.5,
+    workers=2,
     sessions=1,
     unauthenticated=2,
     streams=3,
@@ -87,6 +88,7 @@ def test_every_field_of_the_node_is_exported_under_its_name() -> None:
     assert samples(families(FULL)) == {
         ("nexus_build_info", "1.2.3"): 1,
         ("nexus_start_time_seconds", ""): 1_800_000_000.5,
+        ("nexus_workers", ""): 2,
         ("nexus_sessions", ""): 1,
         ("nexus_sessions_unauthenticated", ""): 2,
         ("nexus_streams", ""): 3,

@@ -24,7 +24,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[NodeConfig]:
         configurations.append(config)
         on_ready(NodeAddresses("127.0.0.1:8443", ("[::]:443", "[::]:80"), ""))
 
-    monkeypatch.setattr(serve, "run_node", run_node)
+    monkeypatch.setattr(serve, "serve_node", run_node)
     return configurations
 
 

@@ -68,6 +68,11 @@ def warnings(text: str) -> list[str]:
         ("stunPort: 3478\nudpRelayPorts: [3478]", ["stunPort: is also in udpRelayPorts"]),
         ("udpRelayPorts: [0]", []),
         (
+            "workers: 2\ntotalBandwidthMbps: 100",
+            ["workers: is more than 1, but totalBandwidthMbps is kept by one process alone"],
+        ),
+        ("workers: 1\ntotalBandwidthMbps: 100", []),
+        (
             "peekTimeouts: {firstByteSeconds: 10, absoluteMaxSeconds: 9}",
             ["peekTimeouts.firstByteSeconds: is 10, more than absoluteMaxSeconds, which is 9"],
         ),
