@@ -195,10 +195,22 @@ class Session:
         self.window_messages += size
         return size
 
-    def extend_window(self, window: ReceiveWindow, released: int) -> int:
-        """Double a window that holds its sender back, within what all may grow; return what to grant besides."""
+    def adjust_window(self, window: ReceiveWindow, released: int) -> int:
+        """Double a window that holds its sender back, within what all may grow; shrink one that only makes a queue.
+
+        Returns what to grant besides the messages that were released, negative: what of them not to grant.
+        """
         round_trip_s = self.link.round_trip_s
-        if round_trip_s is None or not window.is_short(released, self.link.now(), round_trip_s):
+        if round_trip_s is None:
+            return 0
+        now = self.link.now()
+        if window.is_long(released, now, round_trip_s):
+            less = max(min(released, window.size - WINDOW_MIN), 0)
+            grown, first = window.shrink(less)
+            self.grown_messages -= grown
+            self.window_messages -= first
+            return -less
+        if not window.is_short(released, now, round_trip_s):
             return 0
         more = min(window.size, self.wire.window_max - window.size, WINDOWS_MAX - self.grown_messages)
         if more <= 0:

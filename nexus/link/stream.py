@@ -470,8 +470,9 @@ class Stream:
     def _grant(self, kept: int = 0) -> None:
         count = self.receive_window.release(kept)
         if count and self.grants and not self.ended:
-            more = self.session.extend_window(self.receive_window, count)
-            self.session.send_control(self.session.wire.credits(self.id, count + more))
+            count += self.session.adjust_window(self.receive_window, count)
+            if count:
+                self.session.send_control(self.session.wire.credits(self.id, count))
 
     def _send_eof_now(self) -> None:
         self._eof_pending = False

@@ -10,7 +10,14 @@ credits, any ``resume_stream`` lets it go on.
 
 from __future__ import annotations
 
+from typing import Final
+
 from nexus.protocol.constants import CREDITS_BATCH, CREDITS_MAX, UNCREDITED_MAX
+
+# Ours: a window that took so many round trips to leave stands in queues, which others wait behind. Half of it would
+# still fill the path four times over. What took longer than the time is of a sender that has little to send.
+SHRINK_ROUND_TRIPS: Final = 8
+SHRINK_WITHIN_S: Final = 1.0
 
 
 class SendWindow:
@@ -69,10 +76,11 @@ class ReceiveWindow:
 
     ``held`` counts messages taken from the wire for which no new credit was granted yet. The window starts at ``size``
     and grows with the need: a sender that uses it up within a round trip is held back by it, and not by its own pace.
-    ``first`` is the size it started with.
+    One that takes many round trips to leave shrinks again: what it adds is not speed but a queue. ``first`` is the part
+    of its size that it started with.
     """
 
-    __slots__ = ("_left", "_since", "batch", "first", "held", "size")
+    __slots__ = ("_left", "_since", "_turned", "_turned_at", "batch", "first", "held", "size")
 
     def __init__(self, size: int) -> None:
         """Start with ``size`` messages granted; a grant follows for every ``CREDITS_BATCH`` messages that left."""
@@ -82,6 +90,8 @@ class ReceiveWindow:
         self.held = 0
         self._left = 0
         self._since = 0.0
+        self._turned = 0
+        self._turned_at = 0.0
 
     def receive(self) -> None:
         """Account one message from the wire."""
@@ -105,6 +115,26 @@ class ReceiveWindow:
             self._left = 0
         self._left += released
         return self._left >= self.size
+
+    def is_long(self, released: int, now: float, round_trip_s: float) -> bool:
+        """Note that ``released`` messages left; tell whether a whole window has left, and took many round trips."""
+        self._turned += released
+        if self._turned < self.size:
+            return False
+        took_s = now - self._turned_at
+        self._turned = 0
+        self._turned_at = now
+        return SHRINK_ROUND_TRIPS * round_trip_s < took_s < SHRINK_WITHIN_S
+
+    def shrink(self, count: int) -> tuple[int, int]:
+        """Take ``count`` messages off; the caller grants nothing for so many that have left.
+
+        Returns how many of them had been grown, and how many are of the first ones.
+        """
+        grown = min(count, self.size - self.first)
+        self.size -= count
+        self.first -= count - grown
+        return grown, count - grown
 
     def grow(self, count: int) -> None:
         """Enlarge the window; the caller grants ``count`` besides, and measures anew."""

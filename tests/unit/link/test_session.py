@@ -435,16 +435,48 @@ def test_a_window_grows_where_it_holds_its_sender_back() -> None:
     assert pair.streams[-1][1].stream.send_window.available == 2 * CREDITS_INITIAL
 
 
-def test_a_window_stays_where_the_round_trip_is_short_or_unknown() -> None:
-    """Nothing is gained by a larger one, and memory would be lost."""
-    for round_trip_s in (None, 0.0001):
-        pair = SessionPair()
-        at_hub, _ = pair.open()
-        pair.hub.link.round_trip_s = round_trip_s
-        for _ in range(CREDITS_INITIAL):
-            pair.hub.link.clock_s += 0.001
-            transfer(pair, 1)
-        assert at_hub.stream.receive_window.size == CREDITS_INITIAL
+@pytest.mark.parametrize("round_trip_s", [None, 0.02])
+def test_a_window_stays_where_it_fits_or_nothing_is_known(round_trip_s: float | None) -> None:
+    """64 messages that leave within 64 ms, about three round trips."""
+    pair = SessionPair()
+    at_hub, _ = pair.open()
+    pair.hub.link.round_trip_s = round_trip_s
+    for _ in range(4 * CREDITS_INITIAL):
+        pair.hub.link.clock_s += 0.001
+        transfer(pair, 1)
+    assert at_hub.stream.receive_window.size == CREDITS_INITIAL
+
+
+def test_a_window_shrinks_where_it_only_makes_a_queue() -> None:
+    """A short path needs few messages under way; the sender always has some, and what is given back can be used."""
+    pair = SessionPair()
+    at_hub, at_backend = pair.open()
+    pair.hub.link.round_trip_s = 0.0001
+    sender = at_backend.stream.send_window
+    for _ in range(20 * CREDITS_INITIAL):
+        pair.hub.link.clock_s += 0.001
+        assert sender.can_send()
+        transfer(pair, 1)
+    window = at_hub.stream.receive_window
+    assert window.size == sender.available + window.held == WINDOW_MIN
+    assert pair.hub.session.window_messages == WINDOW_MIN
+    at_hub.stream.close(Reason.RESET)
+    assert pair.hub.session.window_messages == pair.hub.session.grown_messages == 0
+
+
+def test_a_window_that_shrank_grows_again() -> None:
+    """When the path has become long, or has been busy with something else."""
+    pair = SessionPair()
+    at_hub, _ = pair.open()
+    pair.hub.link.round_trip_s = 0.0001
+    for _ in range(20 * CREDITS_INITIAL):
+        pair.hub.link.clock_s += 0.001
+        transfer(pair, 1)
+    pair.hub.link.round_trip_s = 1000.0
+    transfer(pair, 2 * WINDOW_MAX)
+    assert at_hub.stream.receive_window.size == WINDOW_MAX
+    at_hub.stream.close(Reason.RESET)
+    assert pair.hub.session.window_messages == pair.hub.session.grown_messages == 0
 
 
 def test_a_window_does_not_grow_beyond_its_bound() -> None:

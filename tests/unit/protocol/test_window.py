@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus.protocol.constants import CREDITS_BATCH, CREDITS_INITIAL, CREDITS_MAX, UNCREDITED_MAX
-from nexus.protocol.window import ReceiveWindow, SendWindow
+from nexus.protocol.window import SHRINK_ROUND_TRIPS, SHRINK_WITHIN_S, ReceiveWindow, SendWindow
 
 
 def send_all(window: SendWindow, limit: int = 10_000) -> int:
@@ -301,3 +301,43 @@ def test_a_window_that_grew_is_measured_anew() -> None:
     assert window.size == 32
     assert not window.is_short(16, now=1.0, round_trip_s=1.0)
     assert window.is_short(16, now=1.0, round_trip_s=1.0)
+
+
+# -- Windows that shrink ----------------------------------------------------------------------------------------------
+
+
+def turns(window: ReceiveWindow, took_s: float, round_trip_s: float) -> list[bool]:
+    """Let two windows leave in so much time each; tell whether each was long."""
+    window.is_long(window.size, 100.0, round_trip_s)  # the first look only begins to measure
+    return [window.is_long(window.size, 100.0 + took_s * turn, round_trip_s) for turn in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("took_s", "is_long"),
+    [
+        (0.05, False),
+        (SHRINK_ROUND_TRIPS * 0.01 + 0.001, True),
+        (0.9, True),
+        (SHRINK_WITHIN_S + 0.1, False),
+        (60, False),
+    ],
+)
+def test_a_window_that_took_many_round_trips_to_leave_is_long(took_s: float, is_long: bool) -> None:
+    """But for one of a sender that has little to send."""
+    assert turns(ReceiveWindow(64), took_s, 0.01) == [is_long, is_long]
+
+
+def test_only_a_whole_window_counts() -> None:
+    """Whatever pieces it leaves in."""
+    window = ReceiveWindow(64)
+    window.is_long(64, 100.0, 0.001)
+    assert [window.is_long(16, 100.0 + 0.01 * n, 0.001) for n in range(1, 9)] == [False, False, False, True] * 2
+
+
+def test_what_was_grown_shrinks_first() -> None:
+    """The rest is given back to those whose share it was."""
+    window = ReceiveWindow(64)
+    window.grow(8)
+    assert window.shrink(6) == (6, 0)
+    assert window.shrink(6) == (2, 4)
+    assert (window.size, window.first) == (60, 60)
