@@ -24,7 +24,7 @@ from nexus.protocol.constants import (
 from nexus.protocol.framing import Buffer
 from nexus.protocol.messages import Control
 from nexus.protocol.reasons import Reason
-from nexus.protocol.window import ReceiveWindow
+from nexus.protocol.window import SHRINK_MIN, ReceiveWindow
 from nexus.protocol.wire import SESSION_WIRE, Wire
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Session:
         return size
 
     def adjust_window(self, window: ReceiveWindow, released: int) -> int:
-        """Double a window that holds its sender back, within what all may grow; shrink one that only makes a queue.
+        """Double a window that holds its sender back, within what all may grow; halve one that only makes a queue.
 
         Returns what to grant besides the messages that were released, negative: what of them not to grant.
         """
@@ -205,7 +205,9 @@ class Session:
             return 0
         now = self.link.now()
         if window.is_long(released, now, round_trip_s):
-            less = max(min(released, window.size - WINDOW_MIN), 0)
+            window.excess = max(min(window.size // 2, window.size - SHRINK_MIN), 0)
+        if window.excess:
+            less = min(released, window.excess)
             grown, first = window.shrink(less)
             self.grown_messages -= grown
             self.window_messages -= first

@@ -21,7 +21,7 @@ from nexus.protocol.constants import (
 )
 from nexus.protocol.messages import Control, credit_message, id_text, serialize_control, simple_message
 from nexus.protocol.reasons import Reason
-from nexus.protocol.window import SendWindow
+from nexus.protocol.window import SHRINK_MIN, SendWindow
 from tests.support.sessions import LOST, FakeEndpoint, FakeRole, SessionPair, Side
 
 UNKNOWN = b"\xee" * 16
@@ -458,8 +458,8 @@ def test_a_window_shrinks_where_it_only_makes_a_queue() -> None:
         assert sender.can_send()
         transfer(pair, 1)
     window = at_hub.stream.receive_window
-    assert window.size == sender.available + window.held == WINDOW_MIN
-    assert pair.hub.session.window_messages == WINDOW_MIN
+    assert window.size == sender.available + window.held == SHRINK_MIN
+    assert pair.hub.session.window_messages == SHRINK_MIN
     at_hub.stream.close(Reason.RESET)
     assert pair.hub.session.window_messages == pair.hub.session.grown_messages == 0
 

@@ -338,6 +338,9 @@ def test_what_was_grown_shrinks_first() -> None:
     """The rest is given back to those whose share it was."""
     window = ReceiveWindow(64)
     window.grow(8)
+    window.excess = 20
     assert window.shrink(6) == (6, 0)
     assert window.shrink(6) == (2, 4)
-    assert (window.size, window.first) == (60, 60)
+    assert (window.size, window.first, window.excess) == (60, 60, 8)
+    window.grow(60)
+    assert window.excess == 0
