@@ -75,7 +75,7 @@ _SWEEP_MAX_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class NodeAddresses:
-    """Where a running node listens, as ``host:port``; ``admin`` and ``peer`` are empty where they are off."""
+    """Where a running node listens, as ``host:port``; what is off, or another worker's, is empty."""
 
     hub: str
     relay: tuple[str, ...]
@@ -424,7 +424,7 @@ def addresses_of(sockets: Sockets, admin: str) -> NodeAddresses:
         return tuple(format_address(sock.getsockname()) for sock in several)
 
     return NodeAddresses(
-        hub=shown([sockets.hub])[0],
+        hub=next(iter(shown(filter(None, [sockets.hub]))), ""),
         relay=shown(sockets.relay),
         admin=admin,
         udp=shown(sockets.udp),

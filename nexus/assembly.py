@@ -43,9 +43,9 @@ SERVER_FIRST_PORTS: Final = frozenset({21, 22, 23, 25, 110, 119, 143, 587, 2222,
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """Everything a node listens on, bound; ``peer`` where it accepts other nodes."""
+    """Everything a node listens on, bound; ``hub`` but for workers that are not the first, ``peer`` for other nodes."""
 
-    hub: socket.socket
+    hub: socket.socket | None
     relay: tuple[socket.socket, ...]
     udp: tuple[socket.socket, ...]
     peer: socket.socket | None
@@ -68,13 +68,13 @@ def bind(config: NodeConfig, stack: contextlib.ExitStack | contextlib.AsyncExitS
     def keep(sock: socket.socket) -> socket.socket:
         return stack.enter_context(contextlib.closing(sock))
 
-    def at(address: str, key: str, *, shared: bool = False) -> socket.socket:
+    def at(address: str, key: str) -> socket.socket:
         host, port = parse_host_port(address, socket.getservbyname)
-        return keep(listen(host, port, key, shared=shared))
+        return keep(listen(host, port, key))
 
     hosts = config.relay_bind_addresses or ("",)
     return Sockets(
-        hub=at(config.backend_listen_address, "backendListenAddress", shared=shared),
+        hub=at(config.backend_listen_address, "backendListenAddress"),
         relay=tuple(
             keep(listen(host, port, "relayPorts", shared=shared)) for host in hosts for port in config.relay_ports
         ),
@@ -94,12 +94,9 @@ def bind(config: NodeConfig, stack: contextlib.ExitStack | contextlib.AsyncExitS
 
 
 def bind_too(first: Sockets, stack: contextlib.ExitStack) -> Sockets:
-    """Bind what another worker listens on: what is not one of a kind, where ``first`` does; ``stack`` closes it."""
-
-    def again(sock: socket.socket) -> socket.socket:
-        return stack.enter_context(contextlib.closing(listen_too(sock)))
-
-    return Sockets(hub=again(first.hub), relay=tuple(map(again, first.relay)), udp=(), peer=None, stun=())
+    """Bind what another worker listens on: the public TCP ports, where ``first`` does; ``stack`` closes them."""
+    relay = tuple(stack.enter_context(contextlib.closing(listen_too(sock))) for sock in first.relay)
+    return Sockets(hub=None, relay=relay, udp=(), peer=None, stun=())
 
 
 def accepts_peers(config: NodeConfig) -> bool:

@@ -42,6 +42,7 @@ _log = logging.getLogger("nexus.supervisor")
 
 ALIVE_S: Final = 1.0  # ours: how often a worker says how it is
 HUNG_AFTER_S: Final = 30.0  # ours: so long no turn of an event loop takes
+FROZEN_AFTER_S: Final = 5.0  # a supervisor that did not run for so long was stopped, and its workers perhaps with it
 # Ours: a worker that ends at once, again and again, must not take a core for being started.
 RESTART_MIN_S: Final = 0.1
 RESTART_MAX_S: Final = 10.0
@@ -101,6 +102,9 @@ class Supervisor:
         self._stopping = False
         self._failure: NexusError | None = None
         self._told_ready = False
+        self._apart: set[tuple[int, int]] = set()  # workers whose link ended while both live
+        self._together_at = 0.0
+        self._stepped_at = time.monotonic()
         self._addresses: NodeAddresses
         self._alive_at = 0.0
 
@@ -126,7 +130,12 @@ class Supervisor:
                 key.data()
         self._reap()
         now = time.monotonic()
+        self._bring_together(now)
+        was_frozen = now - self._stepped_at > FROZEN_AFTER_S
+        self._stepped_at = now
         for worker in self._workers:
+            if was_frozen:
+                worker.heard_at = now
             if worker.pid and now - worker.heard_at > HUNG_AFTER_S:
                 _log.error("worker %d has not moved for %d s: killed", worker.index, HUNG_AFTER_S)
                 os.kill(worker.pid, signal.SIGKILL)
@@ -223,24 +232,25 @@ class Supervisor:
         except BaseException:  # noqa: BLE001 — the supervisor's stack must not run in two processes
             _log.exception("worker %d failed", index)
         finally:
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with contextlib.suppress(OSError, ValueError):  # whoever reads the log may be gone
+                logging.shutdown()
+                sys.stderr.flush()
             os._exit(code)
 
-    def _hear(self, worker: _Worker) -> None:
-        """Take what a worker says: its state, where it listens, or why it cannot serve."""
-        assert worker.control is not None  # noqa: S101 — it is registered
+    def _hear(self, worker: _Worker) -> bool:
+        """Take what a worker says: its state, where it listens, why it cannot serve; tell whether it said anything."""
+        if worker.control is None:
+            return False
         try:
             message, descriptors = receive(worker.control, worker.buffer)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             message, descriptors = b"", []
         close_all(descriptors)
         if not message:
             self._drop(worker)
-            return
+            return False
         worker.heard_at = time.monotonic()
         kind, _, rest = message.partition(b" ")
         if kind == b"failed":
@@ -249,9 +259,22 @@ class Supervisor:
                 self._stop()
         elif kind == b"ready":
             self._serves(worker, NodeAddresses(**_fields(rest)))
+        elif kind == b"lost":
+            self._apart.add((min(worker.index, int(rest)), max(worker.index, int(rest))))
         else:
             worker.state = NodeState(**_fields(rest))
             self._tell_ready()
+        return True
+
+    def _bring_together(self, now: float) -> None:
+        """Introduce workers anew that lost each other, once in a while; one that has ended is no more among them."""
+        if self._stopping or not self._apart or now - self._together_at < ALIVE_S:
+            return
+        self._together_at = now
+        for one, other in self._apart:
+            if self._workers[one].control is not None and self._workers[other].control is not None:
+                _introduce(self._workers[one], self._workers[other])
+        self._apart.clear()
 
     def _serves(self, worker: _Worker, addresses: NodeAddresses) -> None:
         worker.state = NodeState()
@@ -291,13 +314,14 @@ class Supervisor:
                     self._ended(worker, os.waitstatus_to_exitcode(status))
 
     def _ended(self, worker: _Worker, code: int) -> None:
-        while worker.control is not None:  # its last words
-            self._hear(worker)
+        while self._hear(worker):  # its last words
+            pass
+        self._drop(worker)
         worker.pid, worker.state = 0, None
         if self._stopping:
             return
         now = time.monotonic()
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        how = f"was ended by a signal ({signal.strsignal(-code)})" if code < 0 else f"ended with status {code}"
         if now - worker.started_at >= STEADY_AFTER_S:
             worker.delay_s = RESTART_MIN_S
         _log.error("worker %d %s; another one takes its place in %g s", worker.index, how, worker.delay_s)
@@ -384,6 +408,7 @@ class _Talk:
         """Be introduced to other workers from now on."""
         self._node = node
         self._siblings = siblings
+        siblings.missed = lambda index: self._channel.send(b"lost %d" % index)
         self._channel = Channel(control, self._hear, node.stop)
         self._timer: asyncio.TimerHandle | None = None
 

@@ -122,11 +122,14 @@ class HubServer:
         """How many connections have not finished the handshake."""
         return len(self._places)
 
-    async def serve(self, sock: socket.socket) -> None:
-        """Accept on a listening socket until cancelled."""
+    async def serve(self, sock: socket.socket | None) -> None:
+        """Accept on a listening socket until cancelled; without one serve only what ``take_in`` is handed."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
+                if sock is None:
+                    await asyncio.get_running_loop().create_future()  # until cancelled
+                    return
                 while True:
                     connection, address = await accept(sock)
                     if not self.passes_on(connection, address):

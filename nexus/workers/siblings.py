@@ -72,6 +72,7 @@ class Siblings:
         self.peer_ports: Callable[[], Iterable[int]] = tuple
         self.reasons: Callable[[], Iterable[str]] = tuple
         self.look: Callable[[], None] = lambda: None
+        self.missed: Callable[[int], object] = lambda _index: None  # a worker that was here is not any more
         self.destination = Destination(OwnBackends(registry))
         self._registry = registry
         self._own_name = own_name
@@ -82,6 +83,7 @@ class Siblings:
         self._ports: Container[int] = ()
         self._expected: set[int] = set()
         self._heard = asyncio.Event()
+        self._closed = False
         self._awaited: dict[int, asyncio.Future[None]] = {}
         self._numbers: dict[BackendSession, int] = {}
         self._last_number = 0
@@ -99,10 +101,15 @@ class Siblings:
         """Hand over what takes in clients and backends."""
         self._listeners, self._hub = listeners, hub
         listeners.passes = True
-        hub.passes_on = self.place_backend
+        if self.is_first:
+            hub.passes_on = self.place_backend
 
     def meet(self, index: int, link_socket: socket.socket, channel_socket: socket.socket) -> None:
         """Begin to know another worker; of two the one with the lower index answers."""
+        if self._closed:
+            link_socket.close()
+            channel_socket.close()
+            return
         sibling = Sibling(index, self)
         self.tasks.create_task(sibling.serve(link_socket, channel_socket, dials=self.index > index))
 
@@ -130,6 +137,7 @@ class Siblings:
 
     async def close(self) -> None:
         """Say goodbye to all, and wait a little for theirs."""
+        self._closed = True
         links = [sibling.line.session.link for sibling in self._all.values()]
         for link in links:
             link.close(reason="the worker stops")
@@ -169,7 +177,7 @@ class Siblings:
         """Give a connection to the hub to the worker that has the fewest of its source; tell whether it is another one.
 
         So the sessions of one program are spread over the workers; of equals the one with the fewest of all has it, or
-        this one.
+        this one. Only the first worker listens for backends: one that decides knows who is on the way.
         """
         source = _source(format_address((address, 0)))
         place, least = self._own, None
@@ -318,6 +326,7 @@ class Siblings:
             awaited = self._awaited.pop(sibling.index, None)
             if awaited is not None and not awaited.done():
                 awaited.set_result(None)
+            self.missed(sibling.index)
 
     # -- Inside -----------------------------------------------------------------------------------------------------
 

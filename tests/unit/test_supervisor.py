@@ -97,7 +97,9 @@ def test_a_worker_that_dies_is_replaced(directory: Path, index: int) -> None:
             wait_for(lambda: node.metric("nexus_sessions") == 2, "a session with each worker")
             victim = workers_of(node)[index]
             os.kill(victim, signal.SIGKILL)
-            wait_for(lambda: "was ended by SIGKILL; another one takes its place" in node.output(), "it is said")
+            wait_for(
+                lambda: "was ended by a signal (Killed); another one takes its place" in node.output(), "it is said"
+            )
             wait_for(lambda: len(workers_of(node)) == 2 and victim not in workers_of(node), "another one is there")
             wait_for(node.is_ready, "the node is ready again")
             wait_for(lambda: node.metric("nexus_sessions") == 2, "the backend is back")
@@ -117,6 +119,28 @@ def test_a_worker_that_hangs_is_replaced(directory: Path) -> None:
             os.kill(victim, signal.SIGSTOP)
             wait_for(lambda: "worker 1 has not moved for 2 s: killed" in node.output(), "it is noticed")
             wait_for(lambda: len(workers_of(node)) == 2 and victim not in workers_of(node), "another one is there")
+            assert node.stop() == 0
+
+
+def test_workers_that_lost_each_other_are_brought_together_again(directory: Path) -> None:
+    """One that was stopped for longer than its siblings wait, and goes on."""
+    pki = Pki.create(directory)
+    impatient = (
+        "from nexus.mesh import peer; peer.PING_INTERVAL_S, peer.DEAD_AFTER_S = 0.1, 0.5; "
+        "from cli.main import main; main()"
+    )
+    with greeter() as service, Node(directory, pki, workers=2) as first:
+        first.stop()
+        with Process([*NEXUS[:-1], impatient, "serve", "-c", str(first.file)], directory / "node.log") as node:
+            wait_for(lambda: answers(first.admin), "the node is ready")
+            paused = workers_of(node)[1]
+            os.kill(paused, signal.SIGSTOP)
+            wait_for(lambda: not answers(first.admin), "the first worker misses the other")
+            os.kill(paused, signal.SIGCONT)
+            wait_for(lambda: answers(first.admin), "the node is ready again")
+            with Client(directory, first, {first.http_port: service}, HOST):
+                assert all(greeted(first) for _ in range(20))
+            assert paused in workers_of(node)
             assert node.stop() == 0
 
 
