@@ -61,9 +61,10 @@ class SiblingOwner(Protocol):
 class Sibling:
     """Another worker, from the moment on at which there are sockets to it."""
 
-    def __init__(self, index: int, owner: SiblingOwner) -> None:
-        """Know nothing of it yet."""
+    def __init__(self, index: int, owner: SiblingOwner, meeting: int) -> None:
+        """Know nothing of it yet; a later ``meeting`` has a greater number."""
         self.index = index
+        self.meeting = meeting
         self.backends: dict[int, RemoteBackend] = {}
         self.figures: Mapping[str, Any] = {}
         self.reasons: tuple[str, ...] = ("does not serve yet",)
@@ -105,10 +106,12 @@ class Sibling:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await loop.create_unix_connection(lambda: link, sock=link_socket)
                 await link.opened
-        except (OSError, NexusError) as error:  # it ended while it began; the supervisor starts it anew
-            _log.debug("%s: no link: %s", self.name, error)
+        except (OSError, NexusError, asyncio.CancelledError) as error:
+            _log.debug("%s: no link: %s", self.name, error)  # it ended while it began; the supervisor sees to it
             link_socket.close()
             channel_socket.close()
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return
         line.start()
         self._channel = Channel(channel_socket, self._owner.handed, lambda: link.abort("the worker is gone"))

@@ -84,6 +84,8 @@ class Siblings:
         self._expected: set[int] = set()
         self._heard = asyncio.Event()
         self._closed = False
+        self._meetings = 0
+        self._served: set[asyncio.Task[None]] = set()
         self._awaited: dict[int, asyncio.Future[None]] = {}
         self._numbers: dict[BackendSession, int] = {}
         self._last_number = 0
@@ -110,8 +112,11 @@ class Siblings:
             link_socket.close()
             channel_socket.close()
             return
-        sibling = Sibling(index, self)
-        self.tasks.create_task(sibling.serve(link_socket, channel_socket, dials=self.index > index))
+        self._meetings += 1
+        sibling = Sibling(index, self, self._meetings)
+        task = self.tasks.create_task(sibling.serve(link_socket, channel_socket, dials=self.index > index))
+        self._served.add(task)
+        task.add_done_callback(self._served.discard)
 
     async def hear(self, expected: Iterable[int]) -> None:
         """Return when it is known what these workers serve: whoever comes earlier is refused what they have."""
@@ -143,6 +148,8 @@ class Siblings:
             link.close(reason="the worker stops")
         if links:
             await asyncio.wait([link.lost for link in links], timeout=CLOSE_TIMEOUT_S)
+        for task in self._served:
+            task.cancel()
 
     @property
     def serving(self) -> int:
@@ -255,7 +262,13 @@ class Siblings:
     # -- SiblingOwner -----------------------------------------------------------------------------------------------
 
     def met(self, sibling: Sibling) -> None:
-        """Tell a worker that has come up what this one serves."""
+        """Tell a worker that has come up what this one serves; of two links to it the later one is used, as there."""
+        twin = self._all.get(sibling.index)
+        if twin is not None and twin.meeting > sibling.meeting:
+            sibling.line.session.link.close()
+            return
+        if twin is not None:
+            twin.line.session.link.close()
         self._all[sibling.index] = sibling
         for backend in self._numbers:
             sibling.tell(self._serves(backend))

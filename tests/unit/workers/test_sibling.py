@@ -76,7 +76,7 @@ async def pair() -> AsyncIterator[tuple[tuple[Sibling, Owner], tuple[Sibling, Ow
     for sock in links:
         sock.setblocking(False)
     owners = (Owner(), Owner())
-    ends = [Sibling(index, owner) for index, owner in enumerate(owners)]
+    ends = [Sibling(index, owner, 1) for index, owner in enumerate(owners)]
     async with asyncio.TaskGroup() as tasks:
         for index, end in enumerate(ends):
             tasks.create_task(end.serve(links[index], channels[index], dials=not index))
@@ -126,7 +126,7 @@ async def test_a_worker_that_ends_before_the_link_is_open_was_never_there() -> N
     other_link.close()
     other_channel.close()
     owner = Owner()
-    await Sibling(1, owner).serve(link, channel, dials=True)
+    await Sibling(1, owner, 1).serve(link, channel, dials=True)
     assert (link.fileno(), channel.fileno()) == (-1, -1)
     assert not owner.met_once.is_set()
 
@@ -134,7 +134,7 @@ async def test_a_worker_that_ends_before_the_link_is_open_was_never_there() -> N
 async def test_backends_on_the_way_count_until_they_join() -> None:
     """And leave with what they brought."""
     owner = Owner()
-    sibling = Sibling(1, owner)
+    sibling = Sibling(1, owner, 1)
     sibling.place.expect("192.0.2.1")
     sibling.joined(SERVES)
     assert sibling.place.load("192.0.2.1") == (1, 1)

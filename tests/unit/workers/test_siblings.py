@@ -142,6 +142,20 @@ async def test_a_worker_that_is_gone_serves_nobody(pki: Pki, tmp_path: Path) -> 
         await streams(backend)
 
 
+async def test_of_two_links_one_stays(pki: Pki, tmp_path: Path) -> None:
+    """Both workers may have missed each other, each at its time; they agree on the later link, and stop in order."""
+    async with team(pki, tmp_path) as (first, second):
+        backend = await first.backend()
+        await knows(second, 1)
+        for _ in range(2):
+            introduce(siblings(first), siblings(second))
+        await eventually(lambda: all(len(siblings(w)._served) == 1 for w in (first, second)), "one link is left")
+        assert [siblings(w).serving for w in (first, second)] == [2, 2]
+        await eventually(lambda: _members(second) == 1, "the backend is known once")
+        await second.client(REQUEST)
+        await streams(backend)
+
+
 # -- What only the first worker has -----------------------------------------------------------------------------------
 
 
