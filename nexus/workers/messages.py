@@ -65,8 +65,9 @@ class AskFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the sender has counted, as ``nexus.workers.figures`` writes it."""
+    """What the sender, a process of this number, has counted, as ``nexus.workers.figures`` writes it."""
 
+    process: int
     values: Mapping[str, Any]
 
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from websockets.client import ClientProtocol
 from websockets.server import ServerProtocol
@@ -31,7 +31,7 @@ from nexus.protocol.window import SendWindow
 from nexus.transport import PASSED, IsPassed, OpenRequest
 from nexus.workers import messages
 from nexus.workers.channel import Channel
-from nexus.workers.messages import PassedBackend, PassedClient, Serves
+from nexus.workers.messages import Figures, PassedBackend, PassedClient, Serves
 from nexus.workers.places import Place
 
 _log = logging.getLogger("nexus.workers")
@@ -66,7 +66,7 @@ class Sibling:
         self.index = index
         self.meeting = meeting
         self.backends: dict[int, RemoteBackend] = {}
-        self.figures: Mapping[str, Any] = {}
+        self.figures = Figures(0, {})
         self.reasons: tuple[str, ...] = ("does not serve yet",)
         self.place = Place()
         self.line: Line

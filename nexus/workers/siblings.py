@@ -79,7 +79,7 @@ class Siblings:
         self._listeners: TcpListeners
         self._hub: HubServer
         self._all: dict[int, Sibling] = {}
-        self._left_behind: list[Mapping[str, Any]] = []
+        self._left_behind: dict[int, Mapping[str, Any]] = {}  # by process
         self._ports: Container[int] = ()
         self._expected: set[int] = set()
         self._heard = asyncio.Event()
@@ -204,14 +204,16 @@ class Siblings:
         """Have the figures of all workers brought up to date."""
         loop = asyncio.get_running_loop()
         for index, sibling in self._all.items():
-            self._awaited[index] = loop.create_future()
-            sibling.tell(AskFigures())
+            if index not in self._awaited:  # asked a moment ago
+                self._awaited[index] = loop.create_future()
+                sibling.tell(AskFigures())
         if self._awaited:
             await asyncio.wait(tuple(self._awaited.values()), timeout=FIGURES_TIMEOUT_S)
 
     def merged(self, own: NodeStats) -> NodeStats:
         """Return this worker's figures with those of all others, as they were last known."""
-        return merged(own, [*self._left_behind, *(sibling.figures for sibling in self._all.values())])
+        living = [sibling.figures.values for sibling in self._all.values()]
+        return merged(own, [*self._left_behind.values(), *living])
 
     # -- Dialer, for what has no backend ----------------------------------------------------------------------------
 
@@ -297,9 +299,10 @@ class Siblings:
             case Look():
                 self.look()
             case AskFigures():
-                sibling.tell(Figures(figures_of(self.figures())))
+                sibling.tell(Figures(os.getpid(), figures_of(self.figures())))
             case Figures():
-                sibling.figures = text.values
+                sibling.figures = text
+                self._left_behind.pop(text.process, None)  # it was only out of sight
                 awaited = self._awaited.pop(sibling.index, None)
                 if awaited is not None and not awaited.done():
                     awaited.set_result(None)
@@ -309,12 +312,7 @@ class Siblings:
         if len(descriptors) != 1:  # this process may have no more descriptors; the other side is told by the kernel
             close_all(descriptors)
             return
-        try:
-            sock = socket.socket(fileno=os.dup(descriptors[0]))
-        except OSError:
-            return
-        finally:
-            close_all(descriptors)
+        sock = socket.socket(fileno=descriptors[0])
         sock.setblocking(False)
         passed = parse_passed(message)
         if isinstance(passed, PassedBackend):
@@ -335,7 +333,7 @@ class Siblings:
         self._heard.set()
         if self._all.get(sibling.index) is sibling:
             del self._all[sibling.index]
-            self._left_behind.append(left_behind(sibling.figures))
+            self._left_behind[sibling.figures.process] = left_behind(sibling.figures.values)
             awaited = self._awaited.pop(sibling.index, None)
             if awaited is not None and not awaited.done():
                 awaited.set_result(None)

@@ -39,7 +39,7 @@ from nexus.workers.messages import (
         News((), ()),
         Look(),
         AskFigures(),
-        Figures({"sessions": 1, "client_connections_total": {"443": 2}}),
+        Figures(4711, {"sessions": 1, "client_connections_total": {"443": 2}}),
     ],
 )
 def test_texts_arrive_as_they_were(text: Text) -> None:

@@ -298,6 +298,31 @@ async def test_the_figures_are_those_of_all(pki: Pki, tmp_path: Path) -> None:
         assert (stats.sessions, stats.sessions_total, stats.streams, stats.streams_total) == (1, 2, 0, 1)
 
 
+async def test_a_worker_that_was_only_out_of_sight_counts_once(pki: Pki, tmp_path: Path) -> None:
+    """Its counters are not those of another one that has ended."""
+    async with team(pki, tmp_path) as (first, second):
+        await second.backend()
+        await siblings(first).ask_figures()
+        siblings(second)._all[0].line.session.link.abort("cut by the test")
+        await eventually(lambda: first.node.stats().workers == 1, "it is out of sight")
+        assert first.node.stats().sessions_total == 1
+        introduce(siblings(first), siblings(second))
+        await eventually(lambda: first.node.stats().workers == 2, "it is back")
+        await siblings(first).ask_figures()
+        assert (first.node.stats().sessions, first.node.stats().sessions_total) == (1, 1)
+
+
+async def test_two_scrapes_at_once_both_get_figures(pki: Pki, tmp_path: Path) -> None:
+    """Neither waits for what the other one has got."""
+    async with team(pki, tmp_path) as (first, second):
+        await second.backend()
+        async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
+            for _ in range(3):
+                tasks.create_task(siblings(first).ask_figures())
+        assert first.node.stats().sessions == 1
+        assert siblings(first)._awaited == {}
+
+
 async def test_a_busy_worker_holds_nobody_up(pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is shown as it last was."""
     monkeypatch.setattr("nexus.workers.siblings.FIGURES_TIMEOUT_S", 0.05)
