@@ -187,7 +187,6 @@ class Dialler:
         address = self._address
         uri = WebSocketURI(address.is_secure, address.server_name, address.port, address.path, "", None, None)
         protocol = ClientProtocol(uri, max_size=ANNOUNCE_MAX_BYTES, logger=WEBSOCKET_LOG)
-        protocol.debug = False
         link = Link(protocol, Nobody(), path=address.path, data_kind=KIND_TUNNEL_DATA)
         peer = Peer(link, self._mesh, str(address), dialled=True)
         try:
@@ -256,7 +255,6 @@ class _Gate(Nobody):
         self.refusal = ""
         self._judge = judge
         protocol = ServerProtocol(max_size=ANNOUNCE_MAX_BYTES, logger=WEBSOCKET_LOG)
-        protocol.debug = False
         self.link = Link(protocol, self, path=MESH_PATH, data_kind=KIND_TUNNEL_DATA, admit=self._admit)
 
     def _admit(self, transport: asyncio.Transport) -> str:

@@ -25,7 +25,6 @@ from nexus.mesh.peer import Peer
 from nexus.mesh.routes import PeerRoutes
 from nexus.protocol.messages import new_stream_id
 from nexus.protocol.reasons import Reason
-from nexus.protocol.tunnels import TunnelRequest, serialize_request
 from nexus.protocol.window import SendWindow
 from nexus.routing.decide import CLAIMABLE, Reject, RejectReason
 from nexus.transport import OpenRequest
@@ -70,11 +69,8 @@ class Origin:
         """Return a flow through a peer, already requested there, or why there is none."""
         tried: set[Peer] = set()
         while (peer := self.pick("", "udp", request.local_port, tried)) is not None:
-            session = peer.session
-            if session.has_room():
-                flow = Flow(session, new_stream_id(), owner, client)
-                session.flows[flow.id] = flow
-                session.link.send_text(tunnel_request(flow.id, request, f"udp:{request.local_port}", "udp"))
+            flow = peer.open_flow(request, owner, client)
+            if flow is not None:
                 self.opened += 1
                 return flow
             tried.add(peer)
@@ -128,11 +124,8 @@ class _Tunnel:
         """Ask a peer for the stream, which is in its session's table already."""
         self.peer = peer
         self._tried.add(peer)
-        session = peer.session
-        self.deadline = session.link.now() + ANSWER_TIMEOUT_S
-        key = self._host or f"tcp:{self._request.local_port}"
-        session.link.send_text(tunnel_request(stream.id, self._request, key, "tcp"))
-        session.send_control(session.wire.credits(stream.id, stream.receive_window.size))
+        self.deadline = peer.session.link.now() + ANSWER_TIMEOUT_S
+        peer.request_stream(stream, self._request, self._host or f"tcp:{self._request.local_port}")
         self._origin.waits(stream, self)
 
     def failed(self, stream: Stream, reason: str) -> bool:
@@ -160,10 +153,3 @@ class _Tunnel:
             session.send_control(session.wire.disconnect(tunnel_id, Reason.TIMEOUT))
         else:
             stream.close(Reason.TIMEOUT)
-
-
-def tunnel_request(tunnel_id: bytes, request: OpenRequest, key: str, transport: str) -> str:
-    """Return the text that asks for a tunnel to the route ``key``."""
-    return serialize_request(
-        TunnelRequest(tunnel_id, key, request.client, request.local_port, transport, request.is_tls)
-    )

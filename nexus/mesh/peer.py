@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from nexus.errors import RemoteProtocolError
 from nexus.link.connection import Link, LinkEnd
+from nexus.link.flow import Address, Flow, FlowOwner
 from nexus.link.session import EventHandlers, Session
 from nexus.link.stream import Stream
 from nexus.protocol.constants import (
@@ -23,8 +24,17 @@ from nexus.protocol.constants import (
     NIL_STREAM_ID,
     TUNNEL_MESSAGE_MAX_BYTES,
 )
+from nexus.protocol.messages import new_stream_id
 from nexus.protocol.reasons import Reason
-from nexus.protocol.tunnels import ORIGINAL_TUNNEL_WIRE, TUNNEL_WIRE, Announce, TunnelRequest, parse_text
+from nexus.protocol.tunnels import (
+    ORIGINAL_TUNNEL_WIRE,
+    TUNNEL_WIRE,
+    Announce,
+    TunnelRequest,
+    parse_text,
+    serialize_request,
+)
+from nexus.transport import OpenRequest
 
 _log = logging.getLogger("nexus.mesh")
 
@@ -107,6 +117,22 @@ class Peer:
     def tunnels(self) -> int:
         """How many tunnels there are, of both ends and transports."""
         return len(self.session.streams) + len(self.session.flows)
+
+    def request_stream(self, stream: Stream, request: OpenRequest, key: str) -> None:
+        """Ask for a stream to the route ``key``; it is in the session's table already."""
+        session = self.session
+        session.link.send_text(_request(stream.id, request, key, "tcp"))
+        session.send_control(session.wire.credits(stream.id, stream.receive_window.size))
+
+    def open_flow(self, request: OpenRequest, owner: FlowOwner, client: Address) -> Flow | None:
+        """Return a flow that was asked for; None where the link is full or going down."""
+        session = self.session
+        if not session.has_room():
+            return None
+        flow = Flow(session, new_stream_id(), owner, client)
+        session.flows[flow.id] = flow
+        session.link.send_text(_request(flow.id, request, f"udp:{request.local_port}", "udp"))
+        return flow
 
     def announce(self, text: str) -> bool:
         """Send an announcement, unless much waits already."""
@@ -202,3 +228,9 @@ class Peer:
 
     def _keep_alive(self) -> None:
         self.session.link.keep_alive(PING_INTERVAL_S, DEAD_AFTER_S if self.is_ours else ORIGINAL_DEAD_AFTER_S)
+
+
+def _request(tunnel_id: bytes, request: OpenRequest, key: str, transport: str) -> str:
+    return serialize_request(
+        TunnelRequest(tunnel_id, key, request.client, request.local_port, transport, request.is_tls)
+    )

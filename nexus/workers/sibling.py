@@ -22,7 +22,6 @@ from nexus.link.connection import WEBSOCKET_LOG, Link, LinkEnd
 from nexus.link.flow import Address, Flow, FlowOwner
 from nexus.link.stream import Stream
 from nexus.mesh.links import Nobody
-from nexus.mesh.origin import tunnel_request
 from nexus.mesh.peer import Peer
 from nexus.protocol.constants import ANNOUNCE_MAX_BYTES, KIND_TUNNEL_DATA, MESH_FEATURES, MESH_PATH
 from nexus.protocol.messages import new_stream_id
@@ -98,7 +97,6 @@ class Sibling:
             if dials
             else ServerProtocol(max_size=ANNOUNCE_MAX_BYTES, logger=WEBSOCKET_LOG)
         )
-        protocol.debug = False
         self.line = line = Line(protocol, self, self._owner)
         link = line.session.link
         loop = asyncio.get_running_loop()
@@ -153,19 +151,8 @@ class Sibling:
             return None
         stream = Stream(session, new_stream_id(), SendWindow(paced=True))
         session.streams[stream.id] = stream
-        session.link.send_text(tunnel_request(stream.id, request, route_key, "tcp"))
-        session.send_control(session.wire.credits(stream.id, stream.receive_window.size))
+        self.line.request_stream(stream, request, route_key)
         return stream
-
-    def open_flow(self, request: OpenRequest, owner: FlowOwner, client: Address) -> Flow | None:
-        """Return a flow through the worker, already requested there; None where its link is full or going down."""
-        session = self.line.session
-        if session.ended or not session.has_room():
-            return None
-        flow = Flow(session, new_stream_id(), owner, client)
-        session.flows[flow.id] = flow
-        session.link.send_text(tunnel_request(flow.id, request, f"udp:{request.local_port}", "udp"))
-        return flow
 
 
 class RemoteBackend:
@@ -191,7 +178,7 @@ class RemoteBackend:
 
     def open_flow(self, request: OpenRequest, owner: FlowOwner, client: Address) -> Flow | None:
         """Let the worker serve a client's datagrams."""
-        return self.sibling.open_flow(request, owner, client)
+        return self.sibling.line.open_flow(request, owner, client)
 
 
 class Line(Peer):
