@@ -287,7 +287,6 @@ class BackendClient:
     async def _dial(self, inbox: Inbox) -> Link:
         uri = self._uri
         protocol = ClientProtocol(uri, max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
-        protocol.debug = False  # the library would log every frame, tokens among them
         link = Link(protocol, inbox, path=uri.path)
         inbox.guard(link)
         async with _limit(DIAL_HUB_TIMEOUT_S, "no connection to the hub"):

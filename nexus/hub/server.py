@@ -76,7 +76,6 @@ class _Arrival:
         self.sources = sources
         self.inbox = Inbox()
         protocol = ServerProtocol(max_size=HANDSHAKE_MESSAGE_MAX_BYTES, logger=WEBSOCKET_LOG)
-        protocol.debug = False  # the library would log every frame, tokens among them
         self.link = Link(protocol, self.inbox, path=CONNECT_PATH)
         self.inbox.guard(self.link)
         self.task: asyncio.Task[None]

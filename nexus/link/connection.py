@@ -123,6 +123,7 @@ class Link(asyncio.BufferedProtocol):
         ``data_kind`` is the first octet of the data messages that are sent.
         """
         self.websocket = websocket
+        websocket.debug = False  # the library would log every frame, tokens among them
         self.owner = owner
         self.writable = True
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
