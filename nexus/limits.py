@@ -39,6 +39,10 @@ class SourceCounter:
         self.held += 1
         return True
 
+    def held_by(self, source: str) -> int:
+        """Return how many of ``source`` are held."""
+        return self._by_source.get(source, 0)
+
     def release(self, source: str) -> None:
         """Give one of ``source`` back."""
         left = self._by_source[source] - 1

@@ -21,7 +21,7 @@ PREFIX: Final = '{"worker": '
 
 @dataclass(frozen=True, slots=True)
 class Serves:
-    """A backend joined the sender; ``number`` names it from now on. ``source`` is the IP address that it is at."""
+    """A backend joined the sender; ``number`` names it from now on. ``source`` is whom it counts for."""
 
     number: int
     keys: tuple[str, ...]

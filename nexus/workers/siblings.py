@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from nexus.addresses import split_address
 from nexus.admin.metrics import NodeStats
 from nexus.hub.backend import BackendSession
 from nexus.hub.registry import Registry
@@ -26,7 +27,7 @@ from nexus.listeners.tcp import TcpListeners
 from nexus.mesh.destination import Destination
 from nexus.protocol.tunnels import TunnelRequest
 from nexus.routing.decide import Reject, RejectReason
-from nexus.sockets import format_address
+from nexus.sockets import source_key
 from nexus.transport import PASSED, IsPassed, LocalFirst, OpenRequest
 from nexus.workers import messages
 from nexus.workers.channel import close_all
@@ -186,7 +187,7 @@ class Siblings:
         So the sessions of one program are spread over the workers; of equals the one with the fewest of all has it, or
         this one. Only the first worker listens for backends: one that decides knows who is on the way.
         """
-        source = _source(format_address((address, 0)))
+        source = source_key(address)
         place, least = self._own, None
         for sibling in self._all.values():
             if not sibling.reasons and sibling.place.load(source) < place.load(source):
@@ -247,7 +248,7 @@ class Siblings:
         """Let all know whom this worker serves now."""
         self._last_number += 1
         self._numbers[backend] = self._last_number
-        self._own.join(_source(backend.address))
+        self._own.join(_source_of(backend))
         self._shares.add(self.index, backend.grant.route_keys, backend.grant.weight)
         self._tell_all(self._serves(backend))
 
@@ -258,7 +259,7 @@ class Siblings:
 
     def left(self, backend: BackendSession) -> None:
         """Let all forget it."""
-        self._own.leave(_source(backend.address))
+        self._own.leave(_source_of(backend))
         self._tell_all(Leaves(self._numbers.pop(backend)))
 
     # -- SiblingOwner -----------------------------------------------------------------------------------------------
@@ -303,9 +304,7 @@ class Siblings:
             case Figures():
                 sibling.figures = text
                 self._left_behind.pop(text.process, None)  # it was only out of sight
-                awaited = self._awaited.pop(sibling.index, None)
-                if awaited is not None and not awaited.done():
-                    awaited.set_result(None)
+                self._answered(sibling)
 
     def handed(self, message: bytes, descriptors: Sequence[int]) -> None:
         """Take over the socket that a worker passed on."""
@@ -316,7 +315,7 @@ class Siblings:
         sock.setblocking(False)
         passed = parse_passed(message)
         if isinstance(passed, PassedBackend):
-            self._own.expect(_source(format_address((passed.address, 0))))
+            self._own.expect(source_key(passed.address))
             self._hub.take_in(sock, passed.address)
         else:
             self.tasks.create_task(self._adopt(sock, passed))
@@ -334,12 +333,16 @@ class Siblings:
         if self._all.get(sibling.index) is sibling:
             del self._all[sibling.index]
             self._left_behind[sibling.figures.process] = left_behind(sibling.figures.values)
-            awaited = self._awaited.pop(sibling.index, None)
-            if awaited is not None and not awaited.done():
-                awaited.set_result(None)
+            self._answered(sibling)
             self.missed(sibling.index)
 
     # -- Inside -----------------------------------------------------------------------------------------------------
+
+    def _answered(self, sibling: Sibling) -> None:
+        """Wait no more for a worker's figures."""
+        awaited = self._awaited.pop(sibling.index, None)
+        if awaited is not None and not awaited.done():
+            awaited.set_result(None)
 
     async def _adopt(self, sock: socket.socket, passed: PassedClient) -> None:
         dialer = OwnBackends(self._registry) if passed.own else None
@@ -352,7 +355,7 @@ class Siblings:
     def _serves(self, backend: BackendSession) -> Serves:
         grant = backend.grant
         number = self._numbers[backend]
-        source = _source(backend.address)
+        source = _source_of(backend)
         return Serves(number, grant.route_keys, grant.weight, grant.subject, source, dict(grant.udp_routes))
 
     def _forget(self, backend: RemoteBackend) -> None:
@@ -407,6 +410,6 @@ class WorkerDialer(LocalFirst):
         return super().open_stream(request)
 
 
-def _source(address: str) -> str:
-    """Return the host of ``host:port``."""
-    return address.rpartition(":")[0]
+def _source_of(backend: BackendSession) -> str:
+    address = split_address(backend.address)
+    return source_key(address[0]) if address is not None else ""
