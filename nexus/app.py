@@ -433,6 +433,12 @@ def addresses_of(sockets: Sockets, admin: str) -> NodeAddresses:
     )
 
 
+def obey_signals(node: Node) -> None:
+    """Stop a node at SIGINT and SIGTERM and reload it at SIGHUP; call inside the running loop."""
+    on_stop_signal(node.stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload)
+
+
 def run_node(config: NodeConfig, on_ready: OnReady | None = None, peers: PeersFile | None = None) -> None:
     """Run a node in this process until SIGINT or SIGTERM; SIGHUP looks at the files of certificate and keys at once.
 
@@ -442,8 +448,7 @@ def run_node(config: NodeConfig, on_ready: OnReady | None = None, peers: PeersFi
 
     async def main() -> None:
         node = Node(config, peers, ServiceManager(os.environ))
-        on_stop_signal(node.stop)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload)
+        obey_signals(node)
         await node.run(on_ready)
         reset_undelivered()
 

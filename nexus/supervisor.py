@@ -22,15 +22,15 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final, NoReturn, cast
 
 from nexus import logs
-from nexus.app import Node, NodeAddresses, NodeState, OnReady, run_node
+from nexus.app import Node, NodeAddresses, NodeState, OnReady, obey_signals, run_node
 from nexus.assembly import Sockets, bind, bind_too, helper_config
 from nexus.config.model import NodeConfig
 from nexus.errors import NexusError
-from nexus.eventloop import on_stop_signal, run
+from nexus.eventloop import run
 from nexus.link.connection import CLOSE_TIMEOUT_S
 from nexus.link.endpoint import reset_undelivered
 from nexus.mesh.peers_file import PeersFile
@@ -77,7 +77,6 @@ class _Worker:
     heard_at: float = 0.0
     restart_at: float = 0.0
     delay_s: float = RESTART_MIN_S
-    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(MESSAGE_MAX_BYTES)), repr=False)
 
 
 class Supervisor:
@@ -99,6 +98,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._workers = [_Worker(index) for index in range(len(sockets))]
         self._selector = selectors.DefaultSelector()
+        self._buffer = memoryview(bytearray(MESSAGE_MAX_BYTES))
         self._stopping = False
         self._failure: NexusError | None = None
         self._told_ready = False
@@ -242,7 +242,7 @@ class Supervisor:
         if worker.control is None:
             return False
         try:
-            message, descriptors = receive(worker.control, worker.buffer)
+            message, descriptors = receive(worker.control, self._buffer)
         except BlockingIOError:
             return False
         except OSError:
@@ -374,8 +374,7 @@ def _work(
     async def main() -> None:
         node = Node(config, peers, worker=index)
         assert node.siblings is not None  # noqa: S101 — a worker has them
-        on_stop_signal(node.stop)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload)
+        obey_signals(node)
         async with asyncio.TaskGroup() as node.siblings.tasks:
             talk = _Talk(node, node.siblings, control)
             await node.siblings.hear(known)

@@ -28,8 +28,8 @@ def _seconds(key: str, doc: str, default: int = 0) -> Field:
     return Field(key=key, kind=Kind.INTEGER, doc=doc, default=default, minimum=0, maximum=MAX_SECONDS)
 
 
-def _count(key: str, doc: str, default: int = 0, *, minimum: int = 0) -> Field:
-    return Field(key=key, kind=Kind.INTEGER, doc=doc, default=default, minimum=minimum)
+def _count(key: str, doc: str, default: int = 0, *, minimum: int = 0, maximum: int | None = None) -> Field:
+    return Field(key=key, kind=Kind.INTEGER, doc=doc, default=default, minimum=minimum, maximum=maximum)
 
 
 def _text(key: str, doc: str, default: str = "") -> Field:
@@ -222,19 +222,17 @@ NODE_KEYS: tuple[Field, ...] = (
         kind=Kind.STRINGS,
         doc="how to prove the name, in turn: http-01, tls-alpn-01; empty = both, as relayPorts allow",
     ),
-    Field(
-        key="acmeHTTPPort",
-        kind=Kind.INTEGER,
-        doc="the one of relayPorts that port 80 of the public address leads to",
-        default=80,
+    _count(
+        "acmeHTTPPort",
+        "the one of relayPorts that port 80 of the public address leads to",
+        80,
         minimum=1,
         maximum=MAX_PORT,
     ),
-    Field(
-        key="acmeTLSPort",
-        kind=Kind.INTEGER,
-        doc="the one of relayPorts that port 443 of the public address leads to",
-        default=443,
+    _count(
+        "acmeTLSPort",
+        "the one of relayPorts that port 443 of the public address leads to",
+        443,
         minimum=1,
         maximum=MAX_PORT,
     ),
@@ -244,11 +242,10 @@ NODE_KEYS: tuple[Field, ...] = (
         10,
         minimum=UNBOUNDED,
     ),
-    Field(
-        key="workers",
-        kind=Kind.INTEGER,
-        doc="processes that serve on the same ports, at best one for each core; not together with totalBandwidthMbps",
-        default=1,
+    _count(
+        "workers",
+        "processes that serve on the same ports, at best one for each core; not together with totalBandwidthMbps",
+        1,
         minimum=1,
         maximum=WORKERS_MAX,
     ),

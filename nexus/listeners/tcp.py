@@ -217,8 +217,12 @@ class ClientPeek(asyncio.BufferedProtocol):
     ) -> None:
         """Open a stream for whom is wanted; ``spoke``: what to answer a refusal in; ``eof``: nothing follows."""
         self._leave()
-        connection = Connection(self._transport, bytes(self._prelude), spoke) if self._listeners.passes else None
+        connection = self._connection(spoke)
         self._serve(OpenRequest(host, is_tls, self._port, self._client, nameless, connection), spoke, eof=eof)
+
+    def _connection(self, spoke: str) -> Connection | None:
+        """Return what another worker would go on with, where there are any."""
+        return Connection(self._transport, bytes(self._prelude), spoke) if self._listeners.passes else None
 
     def _serve(self, request: OpenRequest, spoke: str, *, eof: bool = False) -> None:
         opened = self._dialer.open_stream(request)
@@ -340,8 +344,4 @@ class _Adopted(ClientPeek):
         seen = peek(self._prelude) if self._dialer is self._listeners.dialer else None
         if isinstance(seen, Peeked) and self._answers(seen):
             return
-        request = self._request
-        if self._listeners.passes and self._dialer is self._listeners.dialer:
-            connection = Connection(self._transport, bytes(self._prelude), self._spoke)
-            request = replace(request, connection=connection)
-        self._serve(request, self._spoke)
+        self._serve(replace(self._request, connection=self._connection(self._spoke)), self._spoke)

@@ -422,6 +422,14 @@ def transfer(pair: SessionPair, messages: int) -> None:
         pair.settle()
 
 
+def transfer_slowly(pair: SessionPair, messages: int) -> None:
+    """Send full messages, one a millisecond, none of which the window may hold back."""
+    for _ in range(messages):
+        pair.hub.link.clock_s += 0.001
+        assert pair.streams[-1][1].stream.send_window.can_send()
+        transfer(pair, 1)
+
+
 def test_a_window_grows_where_it_holds_its_sender_back() -> None:
     """A long path needs more than 64 messages under way; a grant above that tells the sender."""
     pair = SessionPair()
@@ -441,9 +449,7 @@ def test_a_window_stays_where_it_fits_or_nothing_is_known(round_trip_s: float | 
     pair = SessionPair()
     at_hub, _ = pair.open()
     pair.hub.link.round_trip_s = round_trip_s
-    for _ in range(4 * CREDITS_INITIAL):
-        pair.hub.link.clock_s += 0.001
-        transfer(pair, 1)
+    transfer_slowly(pair, 4 * CREDITS_INITIAL)
     assert at_hub.stream.receive_window.size == CREDITS_INITIAL
 
 
@@ -452,12 +458,8 @@ def test_a_window_shrinks_where_it_only_makes_a_queue() -> None:
     pair = SessionPair()
     at_hub, at_backend = pair.open()
     pair.hub.link.round_trip_s = 0.0001
-    sender = at_backend.stream.send_window
-    for _ in range(20 * CREDITS_INITIAL):
-        pair.hub.link.clock_s += 0.001
-        assert sender.can_send()
-        transfer(pair, 1)
-    window = at_hub.stream.receive_window
+    transfer_slowly(pair, 20 * CREDITS_INITIAL)
+    window, sender = at_hub.stream.receive_window, at_backend.stream.send_window
     assert window.size == sender.available + window.held == SHRINK_MIN
     assert pair.hub.session.window_messages == SHRINK_MIN
     at_hub.stream.close(Reason.RESET)
@@ -469,9 +471,7 @@ def test_a_window_that_shrank_grows_again() -> None:
     pair = SessionPair()
     at_hub, _ = pair.open()
     pair.hub.link.round_trip_s = 0.0001
-    for _ in range(20 * CREDITS_INITIAL):
-        pair.hub.link.clock_s += 0.001
-        transfer(pair, 1)
+    transfer_slowly(pair, 20 * CREDITS_INITIAL)
     pair.hub.link.round_trip_s = 1000.0
     transfer(pair, 2 * WINDOW_MAX)
     assert at_hub.stream.receive_window.size == WINDOW_MAX

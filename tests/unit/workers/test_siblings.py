@@ -46,6 +46,15 @@ async def take(backend: Backend, stream_id: bytes, size: int) -> bytes:
     return data
 
 
+async def exchange(backend: Backend, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Let a backend take REQUEST and BODY from a client whose address it is told, and answer."""
+    announced = await backend.control()
+    assert announced.client_ip == "{}:{}".format(*writer.get_extra_info("sockname"))
+    assert await take(backend, announced.stream_id, len(REQUEST + BODY)) == REQUEST + BODY
+    await backend.websocket.send(b"\x01" + announced.stream_id + b"answer")
+    assert await reader.readexactly(6) == b"answer"
+
+
 def _text(stream_id: bytes) -> str:
     value = stream_id.hex()
     return "-".join((value[:8], value[8:12], value[12:16], value[16:20], value[20:]))
@@ -60,11 +69,7 @@ async def test_a_client_is_served_by_another_workers_backend(pki: Pki, tmp_path:
         backend = await first.backend()
         await knows(second, 1)
         reader, writer = await second.client(REQUEST + BODY)
-        announced = await backend.control()
-        assert announced.client_ip == "{}:{}".format(*writer.get_extra_info("sockname"))
-        assert await take(backend, announced.stream_id, len(REQUEST + BODY)) == REQUEST + BODY
-        await backend.websocket.send(b"\x01" + announced.stream_id + b"answer")
-        assert await reader.readexactly(6) == b"answer"
+        await exchange(backend, reader, writer)
         assert first.node.own_stats().streams == 1
         assert second.node.own_stats().streams == 0
         assert second.node.own_stats().client_connections_total == {port(second.addresses.relay[0]): 1}
@@ -97,11 +102,7 @@ async def test_what_cannot_be_passed_is_relayed(
         other = workers[1 - own]
         await knows(other, 1)
         reader, writer = await other.client(REQUEST + BODY)
-        announced = await backend.control()
-        assert announced.client_ip == "{}:{}".format(*writer.get_extra_info("sockname"))
-        assert await take(backend, announced.stream_id, len(REQUEST + BODY)) == REQUEST + BODY
-        await backend.websocket.send(b"\x01" + announced.stream_id + b"answer")
-        assert await reader.readexactly(6) == b"answer"
+        await exchange(backend, reader, writer)
         await workers[own].stop()
         with pytest.raises(ConnectionResetError):
             await reader.read()
