@@ -11,7 +11,7 @@ from nexus.config.model import NodeConfig
 from nexus.errors import TlsFileError
 from nexus.mesh.trust import NOBODY, PeerIdentity, identity_of, refusal_of
 from nexus.tls.certificates import Certificate
-from nexus.tls.peer_contexts import PeerContexts, peer_certificate
+from nexus.tls.peer_contexts import PeerContexts, peer_certificate, peer_refusal
 
 
 class PeerCredentials:
@@ -59,12 +59,16 @@ class PeerCredentials:
         certificate = peer_certificate(transport)
         return identity_of(certificate) if certificate else NOBODY
 
+    def judge(self, transport: asyncio.BaseTransport) -> tuple[PeerIdentity, str]:
+        """Return who dialled and why it may not be a peer, "" where it may: what its certificate is for, its names."""
+        identity = self.identity(transport)
+        return identity, peer_refusal(transport) or self._refusal(identity)
+
     def covers(self, name: str) -> bool:
         """Tell whether a node of this name may be a peer."""
-        return not self.refusal(PeerIdentity((name,)))
+        return not self._refusal(PeerIdentity((name,)))
 
-    def refusal(self, identity: PeerIdentity) -> str:
-        """Return why a node that dialled may not be a peer."""
+    def _refusal(self, identity: PeerIdentity) -> str:
         return refusal_of(identity, self._suffixes, loose=self._loose)
 
     def _require_certificate(self) -> None:

@@ -35,6 +35,7 @@ from nexus.proxies import WS, WSS
 from nexus.proxy_dial import open_way
 from nexus.sockets import accept, keep_alive, source_keys
 from nexus.tls.links import accept_tls, connect_tls
+from nexus.tls.verdict import words_of
 
 _log = logging.getLogger("nexus.mesh")
 
@@ -58,8 +59,8 @@ class Credentials(Protocol):
     def identity(self, transport: asyncio.BaseTransport) -> PeerIdentity:
         """Return who is at the other end of a connection whose TLS handshake is over."""
 
-    def refusal(self, identity: PeerIdentity) -> str:
-        """Return why a node that dialled may not be a peer, "" where it may."""
+    def judge(self, transport: asyncio.BaseTransport) -> tuple[PeerIdentity, str]:
+        """Return who dialled, its TLS handshake over, and why it may not be a peer, "" where it may."""
 
 
 class PeerServer:
@@ -105,7 +106,7 @@ class PeerServer:
             if not gate.refusal:
                 silent = f"nothing came within {UPGRADE_TIMEOUT_S:g} s"
                 gone = "it went away during the handshake; its own log says why"
-                self._note("upgrade", gate, _words(error) or (silent if isinstance(error, TimeoutError) else gone))
+                self._note("upgrade", gate, words_of(error) or (silent if isinstance(error, TimeoutError) else gone))
         except Exception:  # noqa: BLE001 — a bug of ours must not end the listener
             _log.exception("unexpected failure while serving a node from %s", gate.address)
         finally:
@@ -123,8 +124,7 @@ class PeerServer:
 
     def _judge(self, gate: _Gate, transport: asyncio.Transport) -> str:
         """Make a peer of who may be one; return why not, else."""
-        identity = self._credentials.identity(transport)
-        refusal = self._credentials.refusal(identity)
+        identity, refusal = self._credentials.judge(transport)
         if refusal:
             self._note("trust", gate, refusal)
         else:
@@ -194,7 +194,7 @@ class Dialler:
                 await self._connect(link)
                 await link.opened
         except (OSError, NexusError, UnicodeError) as error:
-            self._note(_words(error) or f"no answer within {DIAL_TIMEOUT_S:g} s")
+            self._note(words_of(error) or f"no answer within {DIAL_TIMEOUT_S:g} s")
             _cut(None, link)
             return None
         except BaseException:
@@ -269,8 +269,3 @@ def _cut(connection: socket.socket | None, link: Link) -> None:
             link.abort("the node stops")
     elif connection is not None:
         connection.close()
-
-
-def _words(error: BaseException) -> str:
-    verdict = getattr(error, "verify_message", "")  # of ``ssl``, when dialling; the accepting side has words of its own
-    return f"the certificate is refused: {verdict}; check its names and peerCAFile" if verdict else str(error)

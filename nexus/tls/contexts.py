@@ -64,14 +64,22 @@ def hub_client_context(ca_file: Path | None = None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # sets check_hostname and CERT_REQUIRED
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(ALPN)
+    trust(context, ca_file)
+    return context
+
+
+def trust(context: ssl.SSLContext, ca_file: Path | None) -> None:
+    """Have ``context`` believe the CAs of ``ca_file`` (PEM) alone, without it those of the system for servers.
+
+    Raises TlsFileError when ``ca_file`` cannot be used.
+    """
     if ca_file is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-        return context
+        return
     try:
         context.load_verify_locations(cafile=ca_file)
     except OSError as error:  # ssl.SSLError is one
         raise unusable_roots(ca_file, error) from None
-    return context
 
 
 def unusable_roots(ca_file: Path, error: Exception) -> TlsFileError:

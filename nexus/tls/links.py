@@ -76,8 +76,13 @@ async def connect_tls(
             await loop.create_connection(lambda: protocol, sock=connection, ssl=context, server_hostname=server_name)
 
 
+def has_aiofastnet() -> bool:
+    """Tell whether aiofastnet drives the connections of contexts that leave that to others."""
+    return aiofastnet is not None
+
+
 def _is_plain(context: ssl.SSLContext) -> bool:
-    return aiofastnet is not None and type(context).wrap_bio is ssl.SSLContext.wrap_bio
+    return has_aiofastnet() and type(context).wrap_bio is ssl.SSLContext.wrap_bio
 
 
 @contextlib.contextmanager

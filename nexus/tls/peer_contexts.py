@@ -4,10 +4,12 @@ A node shows the certificate of its hub in both roles. Whoever accepts wants the
 servers as well as one for clients; whoever dials verifies the server as every TLS client does. Names are not judged
 here: the dialling side has the server's name, the accepting side leaves them to ``nexus.mesh.trust``.
 
-Strategy of the accepting side: OpenSSL wants a certificate for clients there, and Python's ``ssl`` can neither change
-that purpose nor take a second look at a certificate. pyOpenSSL has OpenSSL's verify callback, which may replace one
-verdict, that of the purpose (``verdict``); every other one stands: chain, dates, signatures, strength. The context is
-an ``ssl.SSLContext`` because event loops ask for one, and drives connections through ``TlsObject``.
+Strategy of the accepting side: OpenSSL wants a certificate for clients there, and a context of Python's ``ssl`` can
+neither change that purpose nor take a second look at a certificate. Two ways round that leave every other verdict as it
+is: chain, dates, signatures, strength. The fast one is a context of ``ssl`` all the same, where OpenSSL can be told for
+the process to leave the purpose to us (``purpose``); it is judged after the handshake (``peer_refusal``). The other is
+pyOpenSSL, which has OpenSSL's verify callback; that context is an ``ssl.SSLContext`` because event loops ask for one,
+and drives connections through ``TlsObject``.
 
 No session is resumed and nothing is renegotiated, so each connection has its certificate verified once.
 Sources: spec node-and-mesh 7.2, 7.3, 18.1-18.3; RFC 8446 4.4.2; RFC 9325 4.2; RFC 9525.
@@ -28,17 +30,44 @@ from OpenSSL import SSL, crypto
 
 from nexus.errors import TlsFileError
 from nexus.tls.certificates import Certificate, refused_by_openssl
-from nexus.tls.contexts import ALPN, FollowingContext, identified_client_context, unusable_roots
+from nexus.tls.contexts import (
+    ALPN,
+    FollowingContext,
+    hub_server_context,
+    identified_client_context,
+    trust,
+    unusable_roots,
+)
+from nexus.tls.links import has_aiofastnet
+from nexus.tls.purpose import leave_purpose_to_us
 from nexus.tls.tls_object import TlsObject
-from nexus.tls.verdict import refusal_of
+from nexus.tls.verdict import UNREADABLE, refusal_of, refusal_of_chain
 
-_TLS12_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"  # RFC 9325 4.2; those of TLS 1.3 are all of that kind
+_TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"  # RFC 9325 4.2; those of TLS 1.3 are all of that kind
 _MODE_ENABLE_PARTIAL_WRITE: Final = 1  # openssl/ssl.h; pyOpenSSL sets it and exports no name
 _ALPN: Final = tuple(name.encode() for name in ALPN)
 
 
+def accepting_context(certificate: Certificate | None, ca_file: Path | None = None) -> ssl.SSLContext:
+    """Return the context of the listener for nodes: TLS 1.2 or newer, the other's certificate wanted, of either role.
+
+    Ask ``peer_refusal`` about every connection. Without ``certificate`` every handshake fails. Roots are those of
+    ``ca_file`` (PEM) alone, without it those of the system. Raises TlsFileError when OpenSSL refuses the certificate,
+    when ``ca_file`` cannot be used, or when the system forbids what the verification needs.
+    """
+    if not (has_aiofastnet() and leave_purpose_to_us()):
+        return PeerServerContext(certificate, ca_file)
+    context = hub_server_context(certificate)
+    context.set_ciphers(_TLS12_CIPHERS)
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0  # of TLS 1.3
+    context.verify_mode = ssl.CERT_REQUIRED
+    trust(context, ca_file)
+    return context
+
+
 class PeerServerContext(ssl.SSLContext):
-    """The context of the listener for nodes: TLS 1.2 or newer, the other's certificate wanted, of either role.
+    """``accepting_context`` where Python's OpenSSL cannot be told anything: by pyOpenSSL, purpose included.
 
     Use it with event loops only, as ``loop.connect_accepted_socket(ssl=...)`` and ``loop.start_tls`` do.
     """
@@ -49,14 +78,10 @@ class PeerServerContext(ssl.SSLContext):
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def __init__(self, certificate: Certificate | None, ca_file: Path | None = None) -> None:
-        """Show ``certificate``; believe the CAs of ``ca_file`` (PEM) alone, without it those of the system.
-
-        Without ``certificate`` every handshake fails. Raises TlsFileError when OpenSSL refuses the certificate, when
-        ``ca_file`` cannot be used, or when the system forbids what the verification needs.
-        """
+        """Take what ``accepting_context`` takes, and raise what it raises."""
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
-        context.set_cipher_list(_TLS12_CIPHERS)
+        context.set_cipher_list(_TLS12_CIPHERS.encode())
         context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)  # one call writes all, as with ssl
@@ -108,7 +133,7 @@ class PeerContexts:
         Raises TlsFileError when OpenSSL refuses the certificate, or the system does not let it be verified.
         """
         if self._accepting is None:
-            make = PeerServerContext
+            make = accepting_context
             self._accepting = FollowingContext(self._certificate, lambda shown: make(shown, self._ca_file), "nodes")
         return self._accepting()
 
@@ -122,6 +147,15 @@ def peer_certificate(transport: asyncio.BaseTransport) -> bytes | None:
     return certificate if isinstance(certificate, bytes) else None
 
 
+def peer_refusal(transport: asyncio.BaseTransport) -> str:
+    """Return why whoever connected shows a certificate that is for no node, "" where it is or there is no TLS."""
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None or isinstance(tls, TlsObject):  # that has been judged during the handshake
+        return ""
+    chain: list[bytes] = tls.get_verified_chain()  # aiofastnet's
+    return refusal_of_chain(chain)
+
+
 def _verify(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int) -> bool:
     """Take OpenSSL's verdict, but for the purpose; an error of this callback would end as a stack trace."""
     if ok:
@@ -129,7 +163,7 @@ def _verify(connection: SSL.Connection, certificate: crypto.X509, code: int, dep
     try:
         refusal = refusal_of(code, certificate.to_cryptography(), depth)
     except (ValueError, x509.InvalidVersion):  # OpenSSL reads more than the library does
-        refusal = "the node's certificate, or one above it, cannot be read; issue it anew"
+        refusal = UNREADABLE
     if refusal:
         connection.set_app_data(refusal)
     return not refusal

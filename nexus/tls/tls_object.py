@@ -16,6 +16,8 @@ from typing import Final
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
+from nexus.tls.verdict import NO_CERTIFICATE
+
 _HEADER_BYTES: Final = 5  # RFC 8446 5.1: type, version, length in two bytes
 _RECORD_DATA_MAX_BYTES: Final = 16 * 1024  # RFC 8446 5.1; OpenSSL reads no more at once, whatever room there is
 _DRAIN_BYTES: Final = 4 * (_RECORD_DATA_MAX_BYTES + 256)  # what a loop writes in one go mostly leaves in one piece
@@ -170,8 +172,7 @@ class TlsObject:
         entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
         reasons = [str(entry[-1]) for entry in entries]  # (library, function, reason)
         if _NO_CERTIFICATE in reasons:
-            what = "the node showed no certificate; it has to dial with the one of its hub"
-            return ssl.SSLError(ssl.SSL_ERROR_SSL, what)
+            return ssl.SSLError(ssl.SSL_ERROR_SSL, NO_CERTIFICATE)
         return ssl.SSLError(ssl.SSL_ERROR_SSL, "; ".join(reasons) or "TLS failed without a reason")
 
 

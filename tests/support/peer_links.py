@@ -39,6 +39,11 @@ class End:
     def eof_received(self) -> None:
         self.saw_eof = True
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the transport takes nothing more at present."""
+        return not self._may_write.is_set()
+
     def pause_writing(self) -> None:
         self._may_write.clear()
 

@@ -12,7 +12,7 @@ import pytest
 
 from nexus.errors import TlsFileError
 from nexus.mesh.credentials import PeerCredentials
-from nexus.mesh.trust import NOBODY, PeerIdentity
+from nexus.mesh.trust import NOBODY, refusal_of
 from nexus.tls.certificates import CertificateFiles, read_certificate
 from tests.support.fleet import SUFFIX, mesh_settings
 from tests.support.node import Config, configurations
@@ -33,12 +33,11 @@ def credentials(pki: Pki, config: Config, **settings: Any) -> PeerCredentials:
 
 def test_trust_is_that_of_the_configuration(pki: Pki, config: Config) -> None:
     """By labels, or as loosely as the original where that is asked for."""
-    evil = PeerIdentity(("evilmesh.test",))
     suffixes = {"trustedDomainSuffixes": ["mesh.test"]}
-    assert credentials(pki, config, peerAuthentication=suffixes).refusal(evil)
+    assert not credentials(pki, config, peerAuthentication=suffixes).covers("evilmesh.test")
     loose = {**suffixes, "suffixMatching": "loose"}
-    assert not credentials(pki, config, peerAuthentication=loose).refusal(evil)
-    assert not credentials(pki, config).refusal(PeerIdentity((f"a{SUFFIX}",)))
+    assert credentials(pki, config, peerAuthentication=loose).covers("evilmesh.test")
+    assert credentials(pki, config).covers(f"a{SUFFIX}")
 
 
 def test_a_renewed_certificate_is_used_and_a_bad_one_is_not(
@@ -70,4 +69,6 @@ def test_roots_that_cannot_be_read_stop_the_start(pki: Pki, config: Config) -> N
 
 def test_a_link_without_tls_is_one_to_nobody(pki: Pki, config: Config) -> None:
     """Such as one that was dialled by ``ws://``."""
-    assert credentials(pki, config).identity(asyncio.Transport()) == NOBODY
+    ours = credentials(pki, config)
+    assert ours.identity(asyncio.Transport()) == NOBODY
+    assert ours.judge(asyncio.Transport()) == (NOBODY, refusal_of(NOBODY, [SUFFIX]))
