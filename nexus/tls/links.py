@@ -4,7 +4,7 @@ What waits in the kernel and in the TLS layer cannot be overtaken, so both are k
 queue where streams take turns.
 
 The event loop serves where aiofastnet is not installed, and for contexts that drive connections themselves
-(``PeerServerContext``), which aiofastnet would not ask. Where Python's OpenSSL is linked statically aiofastnet uses
+(``pyopenssl_context``), which aiofastnet would not ask. Where Python's OpenSSL is linked statically aiofastnet uses
 ``ssl`` by itself. Contexts, protocols and kinds of errors are the same in all cases.
 
 Source: docs/decisions/0022.

@@ -14,7 +14,8 @@ import pytest
 
 from nexus.sockets import accept
 from nexus.tls.links import accept_tls
-from nexus.tls.peer_contexts import PeerServerContext, accepting_context, peer_refusal
+from nexus.tls.peer_contexts import accepting_context, peer_refusal
+from nexus.tls.pyopenssl_context import PeerServerContext
 from tests.support.peer_certificates import CLIENT, Authority, store
 from tests.support.programs import require
 

@@ -17,7 +17,8 @@ from nexus.sockets import LINK_UNSENT_BYTES
 from nexus.tls import links
 from nexus.tls.contexts import hub_client_context, hub_server_context, identified_client_context
 from nexus.tls.links import accept_tls, connect_tls
-from nexus.tls.peer_contexts import PeerServerContext, peer_certificate
+from nexus.tls.peer_contexts import peer_certificate
+from nexus.tls.pyopenssl_context import PeerServerContext
 from tests.support.hub import eventually
 from tests.support.peer_certificates import NODE, Authority, der, store
 from tests.support.peer_links import BufferedEnd, CopiedEnd, RefusedError, meet

@@ -13,21 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from OpenSSL import SSL, crypto
+from OpenSSL import crypto
 
 from nexus.errors import TlsFileError
-from nexus.tls import peer_contexts
 from nexus.tls.certificates import Certificate
 from nexus.tls.contexts import hub_client_context, identified_client_context
 from nexus.tls.links import accept_tls
 from nexus.tls.localca import PemPair
-from nexus.tls.peer_contexts import (
-    PeerContexts,
-    PeerServerContext,
-    accepting_context,
-    peer_certificate,
-    peer_refusal,
-)
+from nexus.tls.peer_contexts import PeerContexts, accepting_context, peer_certificate, peer_refusal
+from nexus.tls.pyopenssl_context import PeerServerContext
 from nexus.tls.verdict import words_of
 from tests.support.hub import eventually
 from tests.support.peer_certificates import (
@@ -440,35 +434,6 @@ async def test_who_resumes_a_session_is_no_node(
         assert may_keep or not second.session_reused
 
 
-async def test_nothing_is_renegotiated(root: Authority, hub: Certificate, ca_file: Path, tmp_path: Path) -> None:
-    """The connection goes on as it is, with a warning to the other side."""
-    accepting = PeerServerContext(hub, ca_file)
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_max_proto_version(SSL.TLS1_2_VERSION)
-    shown = store(tmp_path, "dialler", root.issue())
-    context.use_certificate_chain_file(str(shown.files.cert_file))
-    context.use_privatekey_file(str(shown.files.key_file))
-    client, incoming, outgoing = SSL.Connection(context, None), ssl.MemoryBIO(), ssl.MemoryBIO()
-    client.set_connect_state()
-    server = accepting.wrap_bio(incoming, outgoing)
-
-    def exchange(*steps: object) -> None:
-        for _ in range(4):
-            for step in steps:
-                assert callable(step)
-                with contextlib.suppress(SSL.WantReadError, ssl.SSLWantReadError):
-                    step()
-                with contextlib.suppress(SSL.WantReadError):
-                    incoming.write(client.bio_read(MIB))
-                if outgoing.pending:
-                    client.bio_write(outgoing.read())
-
-    exchange(client.do_handshake, server.do_handshake)
-    assert client.renegotiate()
-    with pytest.raises(SSL.Error, match="no renegotiation"):
-        exchange(client.do_handshake, server.read)
-
-
 async def test_a_renewed_certificate_is_for_the_next_handshake(
     root: Authority, ca_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -516,19 +481,3 @@ async def test_a_link_without_tls_has_no_certificate() -> None:
         assert await reader.read() == b""
         assert peer_certificate(writer.transport) is None
         writer.close()
-
-
-async def test_a_system_without_writable_code_is_told_what_to_lift(
-    hub: Certificate, ca_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A hardened service; whoever accepts no nodes does not notice."""
-
-    def refuse(*_: object) -> None:
-        raise MemoryError("Cannot allocate write+execute memory")
-
-    monkeypatch.setattr(peer_contexts, "leave_purpose_to_us", lambda: False)
-    monkeypatch.setattr(SSL.Context, "set_verify", refuse)
-    contexts = PeerContexts(lambda: hub, ca_file)
-    assert contexts.dialling()
-    with pytest.raises(TlsFileError, match=r"peerListenAddress: .* lift MemoryDenyWriteExecute"):
-        contexts.accepting()

@@ -11,7 +11,7 @@ import pytest
 
 from nexus.tls.certificates import Certificate
 from nexus.tls.contexts import hub_server_context, identified_client_context
-from nexus.tls.peer_contexts import PeerServerContext
+from nexus.tls.pyopenssl_context import PeerServerContext
 from tests.support.peer_certificates import NODE, Authority, store
 
 KIB = 1024
