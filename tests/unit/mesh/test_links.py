@@ -11,14 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage, InvalidStatus
 
 from nexus.places import GRACE_S
-from nexus.tls.contexts import hub_client_context
+from nexus.tls import peer_contexts
+from nexus.tls.contexts import hub_client_context, identified_client_context
+from nexus.tls.purpose import leave_purpose_to_us
 from tests.support.fleet import fleet, knows, mesh_settings, reserved_ports, serving
 from tests.support.hub import HOST, eventually
 from tests.support.node import Config, Running, configurations, port, running
+from tests.support.peer_certificates import CODE_SIGNING, SERVER, Authority, store
 from tests.support.processes import Pki
 
 
@@ -135,6 +139,40 @@ async def test_without_a_certificate_of_the_ca_there_is_no_handshake(
             await status(node, context)
         await eventually(lambda: node.node.mesh.totals.refused_links == {"upgrade": 1}, "it is counted")
     assert "refused a link from 127.0.0.1" in lines(caplog)
+    assert ("the node showed no certificate" if shown is None else "peerCAFile") in lines(caplog)
+
+
+@pytest.mark.parametrize("after_the_handshake", [True, False])
+async def test_a_certificate_for_something_else_gets_no_link(
+    pki: Pki,
+    config: Config,
+    ports: list[int],
+    tmp_path: Path,
+    after_the_handshake: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though the CA and the name are trusted, and whoever judges it; one for servers gets one."""
+    if not after_the_handshake:
+        monkeypatch.setattr(peer_contexts, "leave_purpose_to_us", lambda: False)
+    root = Authority.root()
+    trust = {"peerCAFile": str(root.save(tmp_path / "root.pem"))}
+    async with running(pki, config(**mesh_settings(pki, "node", ports[0], []) | trust)) as node:
+
+        async def answer(*usages: x509.ObjectIdentifier) -> str:
+            shown = store(tmp_path, "peer", root.issue(("peer.mesh.test",), usages))
+            try:
+                code, body = await status(node, identified_client_context(shown, pki.ca_file))
+            except (OSError, InvalidMessage) as error:
+                return f"no answer: {error}"
+            return f"{code} {body}"
+
+        assert (await answer(SERVER)).startswith("101")
+        said = await answer(CODE_SIGNING)
+        assert said.startswith("403" if after_the_handshake and leave_purpose_to_us() else "no answer")
+        await eventually(lambda: "is for something other than TLS" in lines(caplog), "the log says why")
+        assert "the node's certificate" in lines(caplog)
+        await eventually(lambda: not node.node.mesh.peers, "no peer is left")
 
 
 async def test_a_node_that_waits_for_its_certificate_bothers_no_other_and_says_so(
