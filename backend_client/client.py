@@ -40,7 +40,7 @@ from nexus.protocol.handshake import parse_challenge
 from nexus.proxies import WS, WSS
 from nexus.proxy_dial import open_way
 from nexus.tls.contexts import hub_client_context
-from nexus.tls.links import connect_tls
+from nexus.tls.links import connect
 
 _log = logging.getLogger("nexus.client")
 
@@ -291,10 +291,7 @@ class BackendClient:
         inbox.guard(link)
         async with _limit(DIAL_HUB_TIMEOUT_S, "no connection to the hub"):
             sock = await open_way(uri.host, uri.port, WSS if uri.secure else WS, DIAL_HUB_TIMEOUT_S)
-            if self._context is None:
-                await asyncio.get_running_loop().create_connection(lambda: link, sock=sock)
-            else:
-                await connect_tls(link, sock, self._context, uri.host)
+            await connect(link, sock, self._context, uri.host)
             try:
                 await link.opened
             except BaseException:

@@ -34,7 +34,7 @@ from nexus.protocol.constants import ANNOUNCE_MAX_BYTES, CLOSE_NORMAL, KIND_TUNN
 from nexus.proxies import WS, WSS
 from nexus.proxy_dial import open_way
 from nexus.sockets import accept, keep_alive, source_keys
-from nexus.tls.links import accept_tls, connect_tls
+from nexus.tls.links import accept_tls, connect
 from nexus.tls.verdict import words_of
 
 _log = logging.getLogger("nexus.mesh")
@@ -210,10 +210,7 @@ class Dialler:
         context = self._credentials.client_context() if address.is_secure else None  # before anybody is bothered
         sock = await open_way(address.host, address.port, WSS if address.is_secure else WS, DIAL_TIMEOUT_S)
         keep_alive(sock)
-        if context is None:
-            await asyncio.get_running_loop().create_connection(lambda: link, sock=sock)
-        else:
-            await connect_tls(link, sock, context, address.server_name)
+        await connect(link, sock, context, address.server_name)
 
     def _note(self, failure: str) -> None:
         """Log a failure that is another than the last one; the rest at DEBUG."""

@@ -1,4 +1,4 @@
-"""TLS on a connected socket, for links: by aiofastnet, which drives OpenSSL from compiled code, or by the event loop.
+"""Links on connected sockets, nearly all with TLS: by aiofastnet, which drives OpenSSL from C, or by the event loop.
 
 What waits in the kernel and in the TLS layer cannot be overtaken, so both are kept short: a slow uplink should have its
 queue where streams take turns.
@@ -56,13 +56,15 @@ async def accept_tls(
             )
 
 
-async def connect_tls(
-    protocol: asyncio.BaseProtocol, connection: socket.socket, context: ssl.SSLContext, server_name: str
+async def connect(
+    protocol: asyncio.BaseProtocol, connection: socket.socket, context: ssl.SSLContext | None, server_name: str
 ) -> None:
-    """Be the client of a handshake with the server of that name, otherwise as ``accept_tls``."""
+    """Be the client of a handshake with the server of that name, otherwise as ``accept_tls``; None: without TLS."""
     loop = asyncio.get_running_loop()
     with _handshake(protocol, connection):
-        if _is_plain(context):
+        if context is None:
+            await loop.create_connection(lambda: protocol, sock=connection)
+        elif _is_plain(context):
             await aiofastnet.create_connection(
                 loop,
                 lambda: protocol,

@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 
-from nexus.tls.links import accept_tls, connect_tls
+from nexus.tls.links import accept_tls, connect
 from tests.support.peer_certificates import NODE
 
 ROOM_BYTES = 64 * 1024
@@ -117,7 +117,7 @@ async def meet(
             sock.setblocking(False)
             await loop.sock_connect(sock, listener.getsockname())
             end = kind()
-            await connect_tls(end, sock, dialling, host)
+            await connect(end, sock, dialling, host)
             return end
 
         server, client = await asyncio.gather(accept(), dial(), return_exceptions=True)

@@ -16,7 +16,7 @@ import pytest
 from nexus.sockets import LINK_UNSENT_BYTES
 from nexus.tls import links
 from nexus.tls.contexts import hub_client_context, hub_server_context, identified_client_context
-from nexus.tls.links import accept_tls, connect_tls
+from nexus.tls.links import accept_tls, connect
 from nexus.tls.peer_contexts import peer_certificate
 from nexus.tls.pyopenssl_context import PeerServerContext
 from tests.support.hub import eventually
@@ -140,7 +140,7 @@ async def test_a_failed_dial_leaves_no_socket_open(dialling: ssl.SSLContext) -> 
     ours, theirs = socket.socketpair()
     theirs.close()
     with pytest.raises(ConnectionError):
-        await connect_tls(BufferedEnd(), ours, dialling, NODE)
+        await connect(BufferedEnd(), ours, dialling, NODE)
     await closed(ours)
 
 
@@ -150,5 +150,27 @@ async def test_whoever_is_cancelled_during_a_handshake_leaves_no_socket_open(dia
     ours, theirs = socket.socketpair()
     with theirs, pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await connect_tls(BufferedEnd(), ours, dialling, NODE)
+            await connect(BufferedEnd(), ours, dialling, NODE)
     await closed(ours)
+
+
+@pytest.mark.usefixtures("_both")
+async def test_a_link_may_do_without_tls() -> None:
+    """To a ``ws://`` address; what cannot be overtaken is as short."""
+    accepted: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.put_nowait(await reader.readexactly(5))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        sock = socket.create_connection(server.sockets[0].getsockname())
+        sock.setblocking(False)
+        end = BufferedEnd()
+        await connect(end, sock, None, NODE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == LINK_UNSENT_BYTES
+        end.transport.write(b"hello")
+        async with asyncio.timeout(20):
+            assert await accepted.get() == b"hello"
+            await end.lost
