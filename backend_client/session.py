@@ -264,13 +264,15 @@ class ClientSession:
         self._tasks.create_task(self._forwarder.serve(stream, info))
 
     def _add_stream(self, stream_id: bytes, granted: int) -> Stream:
-        """Make a stream with the hub's first grant, and send ours."""
+        """Make a stream with the hub's first grant, and send ours, or later where the hub is one of ours."""
         session = self.session
         stream = Stream(session, stream_id, SendWindow(granted, paced=False), receive_window=self._forwarder.window)
         session.streams[stream.id] = stream
         self._forwarder.streams_total += 1
         stream.grants = granted > 0
-        if stream.grants:
+        if stream.grants and session.features:
+            stream.grant_late()
+        elif stream.grants:
             session.send_control(credit_message(stream.id, stream.receive_window.size))
         self.stream_changed(stream, None)
         return stream

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from nexus.protocol.constants import (
     CREDITS_INITIAL,
     CREDITS_OVERSHOOT,
+    FIRST_GRANT_AFTER,
     PAYLOAD_MAX_BYTES,
 )
 from nexus.protocol.framing import Buffer
@@ -108,6 +109,7 @@ class Stream:
         "_full",
         "_in_queue",
         "_reading",
+        "_ungranted",
         "_unsent",
         "active",
         "attempt",
@@ -164,6 +166,11 @@ class Stream:
         self._full = endpoint is None
         self._in_queue = False
         self._reading = True
+        self._ungranted = 0
+
+    def grant_late(self) -> None:
+        """Make the first grant once some messages are here: a peer that paces itself until then mostly needs none."""
+        self._ungranted = self.receive_window.size
 
     def attach(self, endpoint: Endpoint) -> None:
         """Give a dialled stream its endpoint, with everything that arrived meanwhile."""
@@ -260,6 +267,9 @@ class Stream:
         if self.attempt is not None:
             self.answered()
         self.receive_window.receive()
+        if self._ungranted and self.receive_window.held >= FIRST_GRANT_AFTER:
+            self.session.send_control(self.session.wire.credits(self.id, self._ungranted))
+            self._ungranted = 0
         if self.received_eof:
             return
         self.bytes_received += len(payload)

@@ -40,6 +40,9 @@ CREDITS_OVERSHOOT: Final = 64  # original: a client may exceed its grants by 8 +
 # Until the other side granted credits it may be an older program with a queue of 64 messages that asks for a pause at
 # 48. With at most this many messages not yet confirmed by a pong, its queue can never overflow: 48 + 8 + 8 = 64.
 UNCREDITED_MAX: Final = 8
+FIRST_GRANT_AFTER: Final = (
+    4  # ours: half of that, so that the grant comes before its sender stops; most streams end first
+)
 
 # -- Handshake --------------------------------------------------------------------------------------------------------
 CONNECT_PATH: Final = "/connect"

@@ -126,6 +126,11 @@ class HubSession:
                 if control.event == event:
                     return control
 
+    def take_controls(self, event: str) -> list[Control]:
+        """Return the control messages of an event that are here; drop the others."""
+        here = [self.controls.get_nowait() for _ in range(self.controls.qsize())]
+        return [control for control in here if control.event == event]
+
     async def receive(self, stream_id: bytes, size: int) -> bytes:
         """Return this many bytes of a stream; nothing of another may come in between."""
         data = bytearray()

@@ -24,7 +24,7 @@ from nexus.limits import STRANGERS_LINES_MAX
 from nexus.link import quiet
 from nexus.link.connection import Link
 from nexus.link.flow import SessionFlow
-from nexus.protocol.constants import CREDITS_OVERSHOOT, FEATURE_DRAIN, FEATURE_HALF_CLOSE, FEATURES
+from nexus.protocol.constants import CREDITS_OVERSHOOT, FEATURE_DRAIN, FEATURE_HALF_CLOSE, FEATURES, FIRST_GRANT_AFTER
 from nexus.protocol.messages import Control, serialize_control
 from nexus.protocol.reasons import Reason
 from tests.support.clients import connected, forwarder
@@ -95,15 +95,28 @@ async def test_a_stream_is_forwarded_both_ways(service: Service) -> None:
         assert it.client.stats.streams == 0
 
 
-async def test_the_window_is_granted_at_once_and_renewed(service: Service) -> None:
-    """The configured number with the announcement, then what left, in batches of 8 (spec backend-protocol 7.2)."""
-    async with connected(forwarder({443: service.target}, window=32)) as it:
+@pytest.mark.parametrize("features", [(), FEATURES])
+async def test_the_window_is_granted_and_renewed(service: Service, features: tuple[str, ...]) -> None:
+    """The configured number, then what left, in batches of 8 (spec backend-protocol 7.2).
+
+    With the announcement, but to a hub of ours, which paces itself until then, when some messages are here.
+    """
+    async with connected(forwarder({443: service.target}, window=32), *features) as it:
         await it.session.connect(ID)
-        assert (await it.session.control("resume_stream")).credits == 32
-        reader, _ = await service.accept()
-        for _ in range(8):
+        reader, writer = await service.accept()
+        for _ in range(FIRST_GRANT_AFTER - 1):
             await it.session.send_data(ID, b"x")
-        assert await reader.readexactly(8) == b"x" * 8
+        assert await reader.readexactly(3) == b"xxx"
+        writer.write(b"answer")
+        assert await it.session.receive(ID, 6) == b"answer"
+        granted = [control.credits for control in it.session.take_controls("resume_stream")]
+        assert granted == ([] if features else [32])
+        await it.session.send_data(ID, b"x")
+        if features:
+            assert (await it.session.control("resume_stream")).credits == 32
+        for _ in range(4):
+            await it.session.send_data(ID, b"x")
+        assert await reader.readexactly(5) == b"x" * 5
         assert (await it.session.control("resume_stream")).credits == 8
 
 

@@ -13,6 +13,7 @@ from nexus.protocol.constants import (
     CREDITS_BATCH,
     CREDITS_INITIAL,
     CREDITS_OVERSHOOT,
+    FIRST_GRANT_AFTER,
     MESSAGE_MAX_BYTES,
     PAYLOAD_MAX_BYTES,
     UNCREDITED_MAX,
@@ -172,6 +173,23 @@ def test_a_batch_that_left_is_granted_again() -> None:
         stream.receive(b"")
     assert [control.credits for control in side.link.controls("resume_stream")] == [CREDITS_BATCH]
     assert endpoint.received() == b""
+
+
+def test_a_first_grant_may_come_late_and_is_whole_then() -> None:
+    """Not held back by a full endpoint: it covers what was sent before it."""
+    side = Side()
+    stream, _ = side.open()
+    stream.grant_late()
+    stream.endpoint_full(True)
+    for _ in range(FIRST_GRANT_AFTER - 1):
+        stream.receive(b"x")
+    assert side.link.controls() == []
+    for _ in range(CREDITS_BATCH):
+        stream.receive(b"x")
+    assert [control.credits for control in side.link.controls("resume_stream")] == [stream.receive_window.size]
+    stream.endpoint_full(False)
+    granted = [control.credits for control in side.link.controls("resume_stream")]
+    assert granted[1:] == [FIRST_GRANT_AFTER - 1 + CREDITS_BATCH]
 
 
 def test_grants_are_withheld_while_the_endpoint_is_full() -> None:

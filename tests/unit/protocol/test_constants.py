@@ -27,6 +27,7 @@ PINNED: dict[str, object] = {
     "WINDOW_MAX": 512,
     "WINDOW_MIN": 16,
     "UNCREDITED_MAX": 8,
+    "FIRST_GRANT_AFTER": 4,
     "CONNECT_PATH": "/connect",
     "NONCE_BYTES": 32,
     "HANDSHAKE_MESSAGE_MAX_BYTES": 65_536,
@@ -113,3 +114,5 @@ def test_numbers_fit_together() -> None:
     assert constants.HUB_PING_INTERVAL_S * 2 < constants.HUB_DEAD_AFTER_S
     assert constants.CLIENT_PING_INTERVAL_S * 2 <= constants.CLIENT_DEAD_AFTER_S
     assert 48 + 2 * constants.UNCREDITED_MAX <= 64  # the queue of a backend without credits and its pause
+    assert 0 < constants.FIRST_GRANT_AFTER < constants.UNCREDITED_MAX  # it comes before the hub stops, and before
+    assert constants.FIRST_GRANT_AFTER < constants.CREDITS_BATCH  # any other grant
