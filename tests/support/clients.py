@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -139,3 +139,38 @@ async def connected(to: Forwarder, *features: str, drain_timeout_s: float = 0) -
         running(hub.url, to=to, events=events, drain_timeout_s=drain_timeout_s) as client,
     ):
         yield Setup(client, await hub.session(), events)
+
+
+@dataclass
+class Service:
+    """A local service: its connections are handed to the test."""
+
+    port: int
+    connections: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=asyncio.Queue)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    @property
+    def target(self) -> str:
+        """Where it is."""
+        return f"127.0.0.1:{self.port}"
+
+    async def accept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return the next connection."""
+        async with asyncio.timeout(WAIT_S):
+            return await self.connections.get()
+
+
+@contextlib.asynccontextmanager
+async def local_service() -> AsyncIterator[Service]:
+    """Run a service on loopback; its connections are gone at the end."""
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        service.writers.append(writer)
+        service.connections.put_nowait((reader, writer))
+
+    server = await asyncio.start_server(note, "127.0.0.1", 0)
+    service = Service(server.sockets[0].getsockname()[1])
+    yield service
+    server.close()
+    for writer in service.writers:
+        writer.transport.abort()

@@ -8,7 +8,6 @@ import logging
 import socket
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
@@ -27,49 +26,21 @@ from nexus.link.flow import SessionFlow
 from nexus.protocol.constants import CREDITS_OVERSHOOT, FEATURE_DRAIN, FEATURE_HALF_CLOSE, FEATURES, FIRST_GRANT_AFTER
 from nexus.protocol.messages import Control, serialize_control
 from nexus.protocol.reasons import Reason
-from tests.support.clients import connected, forwarder
+from tests.support.clients import Service, connected, forwarder, local_service
 from tests.support.fake_hub import NIL
 from tests.support.go_wire import Over
-from tests.support.hub import WAIT_S, eventually
+from tests.support.hub import eventually
 from tests.support.sessions import LOST, FakeEndpoint, FakeLink
 
 ON_BOTH_LOOPS = True
 ID = b"\x07" * 16
 
 
-@dataclass
-class Service:
-    """A local service: its connections are handed to the test."""
-
-    port: int
-    connections: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=asyncio.Queue)
-    writers: list[asyncio.StreamWriter] = field(default_factory=list)
-
-    @property
-    def target(self) -> str:
-        """Where it is."""
-        return f"127.0.0.1:{self.port}"
-
-    async def accept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the next connection."""
-        async with asyncio.timeout(WAIT_S):
-            return await self.connections.get()
-
-
 @pytest.fixture
 async def service() -> AsyncIterator[Service]:
     """A service on loopback whose connections are gone at the end."""
-
-    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        running_service.writers.append(writer)
-        running_service.connections.put_nowait((reader, writer))
-
-    server = await asyncio.start_server(note, "127.0.0.1", 0)
-    running_service = Service(server.sockets[0].getsockname()[1])
-    yield running_service
-    server.close()
-    for writer in running_service.writers:
-        writer.transport.abort()
+    async with local_service() as found:
+        yield found
 
 
 # -- Forwarding -----------------------------------------------------------------------------------------------------
